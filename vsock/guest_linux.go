@@ -2,11 +2,10 @@ package vsock
 
 import (
 	"context"
+	"errors"
 	"net"
-	"os"
-	"syscall"
-	"time"
 
+	"github.com/mdlayher/socket"
 	mdlayher "github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 )
@@ -72,75 +71,46 @@ func DialKernel(ctx context.Context, guest Addr) (*Conn, error) {
 	return c, nil
 }
 
+// dialCID uses mdlayher/socket, on which mdlayher/vsock is built, because the
+// latter cannot bind a source port.
 func dialCID(ctx context.Context, cid, port uint32, reserved bool) (*Conn, error) {
 	remote := Addr{CID: cid, Port: port}
-	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	s, err := socket.Socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0, "vsock", nil)
 	if err != nil {
 		return nil, opError("dial", Addr{}, remote, err)
 	}
 	if reserved {
-		if err := bindReserved(fd); err != nil {
-			unix.Close(fd)
+		if err := bindReserved(s); err != nil {
+			s.Close()
 			return nil, opError("dial", Addr{}, remote, err)
 		}
 	}
-	if err := connect(ctx, fd, cid, port); err != nil {
-		unix.Close(fd)
-		return nil, opError("dial", Addr{}, remote, err)
-	}
-	f := newFile(fd)
-	defer f.Close()
-	c, err := mdlayher.FileConn(f)
-	if err != nil {
+	if _, err := s.Connect(ctx, &unix.SockaddrVM{CID: cid, Port: port}); err != nil {
+		s.Close()
 		return nil, opError("dial", Addr{}, remote, err)
 	}
 	local := Addr{}
-	if a, ok := c.LocalAddr().(*mdlayher.Addr); ok {
-		local = Addr{CID: a.ContextID, Port: a.Port}
+	if sa, err := s.Getsockname(); err == nil {
+		if vm, ok := sa.(*unix.SockaddrVM); ok {
+			local = Addr{CID: vm.CID, Port: vm.Port}
+		}
 	}
-	return NewConn(c, local, remote), nil
+	return NewConn(kernelConn{s}, local, remote), nil
 }
 
+// kernelConn makes a socket.Conn a net.Conn; Conn supplies the addresses.
+type kernelConn struct{ *socket.Conn }
+
+func (kernelConn) LocalAddr() net.Addr  { return nil }
+func (kernelConn) RemoteAddr() net.Addr { return nil }
+
 // bindReserved takes the highest free source port below 1024.
-func bindReserved(fd int) error {
+func bindReserved(s *socket.Conn) error {
 	for p := uint32(reservedPorts - 1); p >= 512; p-- {
-		err := unix.Bind(fd, &unix.SockaddrVM{CID: CIDAny, Port: p})
-		if err != unix.EADDRINUSE {
+		err := s.Bind(&unix.SockaddrVM{CID: CIDAny, Port: p})
+		if !errors.Is(err, unix.EADDRINUSE) {
 			return err
 		}
 	}
 	return unix.EADDRINUSE
 }
-
-// connect waits for a non-blocking connect in slices, so that a cancelled
-// context ends it.
-func connect(ctx context.Context, fd int, cid, port uint32) error {
-	err := unix.Connect(fd, &unix.SockaddrVM{CID: cid, Port: port})
-	if err != unix.EINPROGRESS {
-		return err
-	}
-	const slice = 50 * time.Millisecond
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-		n, err := unix.Poll(fds, int(slice.Milliseconds()))
-		if err == unix.EINTR || (err == nil && n == 0) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		soerr, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-		if err != nil {
-			return err
-		}
-		if soerr != 0 {
-			return syscall.Errno(soerr)
-		}
-		return nil
-	}
-}
-
-func newFile(fd int) *os.File { return os.NewFile(uintptr(fd), "vsock") }
