@@ -1,0 +1,117 @@
+// Auberge-vm supervises the processes of one virtual machine. Daemons start
+// it, one per VM, and talk to it over the control socket that it inherits as
+// descriptor 3; people have no use for it.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vmm/qemu"
+)
+
+// controlFD is the inherited control socket, as systemd would pass it.
+const controlFD = 3
+
+func init() {
+	// Children die with the thread that started them: it is the main one.
+	runtime.LockOSThread()
+}
+
+func main() {
+	root := &cobra.Command{
+		Use:           "auberge-vm",
+		Short:         "Supervise one virtual machine",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(runCommand(), probeCommand())
+	if err := root.Execute(); err != nil {
+		fmt.Fprintln(os.Stderr, "auberge-vm:", err)
+		os.Exit(1)
+	}
+}
+
+func runCommand() *cobra.Command {
+	var peerUID uint32
+	var driver qemu.Driver
+	var backend string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Serve the control socket on descriptor 3, with the VM's directory as the working directory",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			return run(peerUID, driver, backend)
+		},
+	}
+	cmd.Flags().Uint32Var(&peerUID, "peer-uid", 0, "the uid that may use the control socket")
+	cmd.Flags().StringVar(&driver.Path, "qemu", "qemu-system-x86_64", "the QEMU program")
+	cmd.Flags().StringVar(&backend, "vsock-backend", "vhost-device-vsock", "the program that serves vsock in user mode")
+	return cmd
+}
+
+func run(peerUID uint32, driver vmm.Driver, backend string) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	// The daemon shares a group with this process and needs the sockets;
+	// nobody else does.
+	unix.Umask(0o007)
+	// A hypervisor that was broken into runs as the same user and must not be
+	// able to trace its supervisor.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("become undumpable: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become a subreaper: %w", err)
+	}
+	raiseFileLimit(log)
+	control, err := controlListener()
+	if err != nil {
+		return err
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return vmm.NewSupervisor(vmm.SupervisorConfig{
+		Dir: dir, Control: control, PeerUID: peerUID, Driver: driver, Backend: backend, Log: log,
+	}).Run(ctx)
+}
+
+// raiseFileLimit gives the children every descriptor they may have: at 1,024
+// the vsock backend stalls near 1,000 streams.
+func raiseFileLimit(log *slog.Logger) {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return
+	}
+	l.Cur = l.Max
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		log.Warn("raise the limit of open files", "err", err)
+	}
+}
+
+func controlListener() (*net.UnixListener, error) {
+	f := os.NewFile(controlFD, "control")
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d is no listening socket (auberge-vm is started by vm_concierge): %w", controlFD, err)
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, fmt.Errorf("descriptor %d is no Unix socket", controlFD)
+	}
+	return u, nil
+}

@@ -1,0 +1,216 @@
+package vmm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The control socket carries one JSON object per packet (SOCK_SEQPACKET), with
+// descriptors beside it. A client sends one request per connection and reads
+// one reply; after a watch request, replies come until the VM has ended.
+
+const (
+	maxPacket = 160 << 10 // bytes; below the kernel's default send buffer
+	maxFiles  = 64        // descriptors in one packet
+)
+
+type operation string
+
+const (
+	opLaunch    operation = "launch"    // Spec and files: run the VM
+	opStatus    operation = "status"    // what runs
+	opEndpoints operation = "endpoints" // the listening sockets
+	opConsole   operation = "console"   // the console's tail
+	opStop      operation = "stop"      // end the VM at once
+	opWatch     operation = "watch"     // tell when it has ended
+)
+
+type request struct {
+	Op   operation `json:"op"`
+	Spec *Spec     `json:"spec,omitempty"`
+	// Reason is why a stop was asked, for the exit record.
+	Reason string `json:"reason,omitempty"`
+}
+
+type reply struct {
+	Error   string   `json:"error,omitempty"`
+	Status  *Status  `json:"status,omitempty"`
+	Ports   []uint32 `json:"ports,omitempty"`
+	Console []byte   `json:"console,omitempty"`
+	Exit    *Exit    `json:"exit,omitempty"`
+}
+
+// A Status is what a supervisor says of its VM.
+type Status struct {
+	// PID is the hypervisor's; zero while nothing runs.
+	PID int `json:"pid"`
+	// Supervisor is the supervisor's own process ID.
+	Supervisor int   `json:"supervisor"`
+	Spec       *Spec `json:"spec,omitempty"`
+}
+
+// sendPacket writes one JSON packet with descriptors.
+func sendPacket(c *net.UnixConn, v any, files []*os.File) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if len(b) > maxPacket {
+		return fmt.Errorf("control packet of %d bytes is longer than %d", len(b), maxPacket)
+	}
+	if len(files) > maxFiles {
+		return fmt.Errorf("%d descriptors are more than %d", len(files), maxFiles)
+	}
+	var oob []byte
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			if fds[i], err = rawFD(f); err != nil {
+				return err
+			}
+		}
+		oob = unix.UnixRights(fds...)
+	}
+	_, _, err = c.WriteMsgUnix(b, oob, nil)
+	runtime.KeepAlive(files)
+	return err
+}
+
+// rawFD returns the descriptor without changing its mode, which File.Fd would:
+// a listening socket shares it with whoever accepts on it.
+func rawFD(f *os.File) (int, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	n := -1
+	err = raw.Control(func(fd uintptr) { n = int(fd) })
+	return n, err
+}
+
+// receivePacket reads one JSON packet and its descriptors.
+func receivePacket(c *net.UnixConn, v any) ([]*os.File, error) {
+	b := make([]byte, maxPacket+1)
+	oob := make([]byte, unix.CmsgSpace(maxFiles*4))
+	n, oobn, flags, _, err := c.ReadMsgUnix(b, oob)
+	if err != nil {
+		return nil, err
+	}
+	files, ferr := parseRights(oob[:oobn])
+	switch {
+	case ferr != nil:
+		err = ferr
+	case n == 0:
+		err = errClosed
+	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
+		err = errors.New("control packet is truncated")
+	default:
+		if err = json.Unmarshal(b[:n], v); err != nil {
+			err = fmt.Errorf("control packet: %w", err)
+		}
+	}
+	if err != nil {
+		closeAll(files)
+		return nil, err
+	}
+	return files, nil
+}
+
+var errClosed = errors.New("control connection closed")
+
+func parseRights(oob []byte) ([]*os.File, error) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	var files []*os.File
+	for _, m := range msgs {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			unix.CloseOnExec(fd)
+			files = append(files, os.NewFile(uintptr(fd), "received"))
+		}
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// call performs one request on a fresh connection.
+func call(ctx context.Context, path string, req request, files []*os.File) (*reply, []*os.File, error) {
+	c, err := dialControl(ctx, path)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := sendPacket(c, req, files); err != nil {
+		return nil, nil, controlError(ctx, req.Op, err)
+	}
+	var r reply
+	got, err := receivePacket(c, &r)
+	if err != nil {
+		return nil, nil, controlError(ctx, req.Op, err)
+	}
+	if r.Error != "" {
+		closeAll(got)
+		return nil, nil, errors.New(r.Error)
+	}
+	return &r, got, nil
+}
+
+func controlError(ctx context.Context, op operation, err error) error {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return fmt.Errorf("VM supervisor, %s: %w", op, err)
+}
+
+func dialControl(ctx context.Context, path string) (*net.UnixConn, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unixpacket", path)
+	if err != nil {
+		return nil, fmt.Errorf("reach the VM's supervisor: %w", err)
+	}
+	return c.(*net.UnixConn), nil
+}
+
+func peerCred(c *net.UnixConn) (*unix.Ucred, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var cred *unix.Ucred
+	var cerr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return nil, err
+	}
+	return cred, cerr
+}
+
+// peerUID returns the uid of the process at the other end.
+func peerUID(c *net.UnixConn) (uint32, error) {
+	cred, err := peerCred(c)
+	if err != nil {
+		return 0, err
+	}
+	return cred.Uid, nil
+}

@@ -1,0 +1,279 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+// A Launcher starts supervisors.
+type Launcher struct {
+	// Program is the path of auberge-vm.
+	Program string
+	// Args are further arguments for it.
+	Args []string
+	// Start starts the command as the user under which VMs run. The command's
+	// own credentials are not set yet. Nil means cmd.Start.
+	Start func(cmd *exec.Cmd) error
+}
+
+// A Machine is a VM as a daemon sees it: its directory and the supervisor
+// behind the control socket there.
+type Machine struct {
+	Dir  string
+	Spec *Spec
+
+	pid int
+	// process is the supervisor, held by a pidfd.
+	process   *os.Process
+	listeners map[uint32]*vsock.Listener
+	watcher   *net.UnixConn
+
+	done chan struct{}
+	exit Exit
+	once sync.Once
+}
+
+// Launch starts a supervisor for the VM in dir and hands it the spec and the
+// files that the spec counts on. On failure nothing of it runs any more; the
+// exit record, if there is one, is still in dir. The files stay the caller's.
+func (l *Launcher) Launch(ctx context.Context, dir string, spec *Spec, files []*os.File) (*Machine, error) {
+	m := &Machine{Dir: dir, Spec: spec, done: make(chan struct{})}
+	if err := l.startSupervisor(m); err != nil {
+		return nil, err
+	}
+	if err := m.launch(ctx, files); err != nil {
+		m.Kill()
+		m.process.Wait()
+		return nil, err
+	}
+	// The supervisor is a child of this process; it is reaped whenever it ends.
+	go m.process.Wait()
+	return m, nil
+}
+
+func (l *Launcher) startSupervisor(m *Machine) error {
+	// The socket exists before the supervisor does, so that nobody has to
+	// wait for it: early requests queue.
+	ctl, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: filepath.Join(m.Dir, controlSocket), Net: "unixpacket"})
+	if err != nil {
+		return fmt.Errorf("create the VM's control socket: %w", err)
+	}
+	ctl.SetUnlinkOnClose(false)
+	defer ctl.Close()
+	f, err := ctl.File()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	log, err := os.OpenFile(filepath.Join(m.Dir, "supervisor.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+
+	cmd := exec.Command(l.Program, append([]string{"run", "--peer-uid", fmt.Sprint(os.Geteuid())}, l.Args...)...)
+	cmd.Dir = m.Dir
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{f}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	start := l.Start
+	if start == nil {
+		start = (*exec.Cmd).Start
+	}
+	if err := start(cmd); err != nil {
+		return fmt.Errorf("start the VM's supervisor: %w", err)
+	}
+	m.process = cmd.Process
+	return nil
+}
+
+func (m *Machine) launch(ctx context.Context, files []*os.File) error {
+	r, _, err := call(ctx, m.control(), request{Op: opLaunch, Spec: m.Spec}, files)
+	if err != nil {
+		// A supervisor that failed says why in its record.
+		if e, xerr := ReadExit(m.Dir); xerr == nil && ctx.Err() == nil {
+			return errors.New(e.Message)
+		}
+		return err
+	}
+	m.pid = r.Status.PID
+	return m.follow(ctx)
+}
+
+// Attach finds the VM in dir again. The error is ErrGone when its supervisor
+// is not there any more; its exit record then tells the rest.
+func Attach(ctx context.Context, dir string) (*Machine, error) {
+	m := &Machine{Dir: dir, done: make(chan struct{})}
+	r, _, err := call(ctx, m.control(), request{Op: opStatus}, nil)
+	if err == nil {
+		if m.process, err = os.FindProcess(r.Status.Supervisor); err != nil {
+			return nil, err
+		}
+		// That it still answers shows that the handle is not on a process
+		// which got the number later.
+		r, _, err = call(ctx, m.control(), request{Op: opStatus}, nil)
+	}
+	if err != nil {
+		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errClosed) {
+			return nil, fmt.Errorf("%w: %w", ErrGone, err)
+		}
+		return nil, err
+	}
+	if r.Status.Spec == nil || r.Status.PID == 0 {
+		return nil, fmt.Errorf("%w: the supervisor has no VM", ErrGone)
+	}
+	m.Spec, m.pid = r.Status.Spec, r.Status.PID
+	return m, m.follow(ctx)
+}
+
+// ErrGone says that a VM's supervisor does not run any more.
+var ErrGone = errors.New("the VM has ended")
+
+// follow takes the listening sockets and begins to watch for the VM's end.
+func (m *Machine) follow(ctx context.Context) error {
+	r, files, err := call(ctx, m.control(), request{Op: opEndpoints}, nil)
+	if err != nil {
+		return err
+	}
+	defer closeAll(files)
+	if len(files) != len(r.Ports) {
+		return fmt.Errorf("the VM's supervisor sent %d sockets for %d ports", len(files), len(r.Ports))
+	}
+	m.listeners = map[uint32]*vsock.Listener{}
+	for i, port := range r.Ports {
+		l, err := net.FileListener(files[i])
+		if err != nil {
+			m.closeListeners()
+			return fmt.Errorf("endpoint of port %d: %w", port, err)
+		}
+		if u, ok := l.(*net.UnixListener); ok {
+			u.SetUnlinkOnClose(false)
+		}
+		m.listeners[port] = vsock.NewListener(l, m.guest(0), port)
+	}
+	if m.watcher, err = dialControl(ctx, m.control()); err != nil {
+		m.closeListeners()
+		return err
+	}
+	if err := sendPacket(m.watcher, request{Op: opWatch}, nil); err != nil {
+		m.watcher.Close()
+		m.closeListeners()
+		return err
+	}
+	go m.watch()
+	return nil
+}
+
+func (m *Machine) closeListeners() {
+	for _, l := range m.listeners {
+		l.Close()
+	}
+}
+
+// watch ends when the supervisor reports the VM's end or vanishes.
+func (m *Machine) watch() {
+	defer m.watcher.Close()
+	for {
+		var r reply
+		files, err := receivePacket(m.watcher, &r)
+		closeAll(files)
+		switch {
+		case err != nil:
+			e, xerr := ReadExit(m.Dir)
+			if xerr != nil {
+				e = Exit{Reason: ExitSupervisor, Message: "the VM's supervisor was killed", Time: time.Now()}
+			}
+			m.end(e)
+			return
+		case r.Exit != nil:
+			m.end(*r.Exit)
+			return
+		}
+	}
+}
+
+func (m *Machine) end(e Exit) {
+	m.once.Do(func() {
+		m.exit = e
+		m.closeListeners()
+		close(m.done)
+	})
+}
+
+func (m *Machine) control() string { return filepath.Join(m.Dir, controlSocket) }
+
+func (m *Machine) guest(port uint32) vsock.Addr {
+	return vsock.Addr{VM: m.Spec.ID, CID: m.Spec.Vsock.CID, Port: port}
+}
+
+// PID is the hypervisor's process ID.
+func (m *Machine) PID() int { return m.pid }
+
+// Done is closed when the VM has ended.
+func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// Exit is the exit record, once Done is closed.
+func (m *Machine) Exit() Exit { return m.exit }
+
+// Listener is the host's listening end of a port, nil for a port that was not
+// asked for or in kernel mode. It is closed with the VM.
+func (m *Machine) Listener(port uint32) *vsock.Listener { return m.listeners[port] }
+
+// Dial opens a stream to a port of the guest.
+func (m *Machine) Dial(ctx context.Context, port uint32) (*vsock.Conn, error) {
+	if m.Spec.Vsock.Mode == vsock.ModeKernel {
+		return vsock.DialKernel(ctx, m.guest(port))
+	}
+	return vsock.DialUser(ctx, filepath.Join(m.Dir, VsockSocket), m.guest(port))
+}
+
+// Console returns the tail of the guest's console.
+func (m *Machine) Console(ctx context.Context) ([]byte, error) {
+	select {
+	case <-m.done:
+		return m.exit.Console, nil
+	default:
+	}
+	r, _, err := call(ctx, m.control(), request{Op: opConsole}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return r.Console, nil
+}
+
+// Stop ends the VM without asking the guest and waits for its end. The reason
+// goes into the exit record.
+func (m *Machine) Stop(ctx context.Context, reason string) error {
+	_, _, err := call(ctx, m.control(), request{Op: opStop, Reason: reason}, nil)
+	if err == nil {
+		select {
+		case <-m.done:
+			return nil
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+	}
+	select {
+	case <-m.done:
+		return nil
+	default:
+		return err
+	}
+}
+
+// Kill kills the supervisor, and with it every process of the VM: the last
+// resort when it does not answer.
+func (m *Machine) Kill() error {
+	return m.process.Kill()
+}

@@ -1,0 +1,133 @@
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+
+	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+// firstFD is the number of the first ExtraFiles descriptor in a child.
+const firstFD = 3
+
+// Driver runs QEMU.
+type Driver struct {
+	// Path is the program; empty means qemu-system-x86_64 from PATH.
+	Path string
+}
+
+var _ vmm.Driver = Driver{}
+
+// Command builds QEMU's command line. Nothing in it comes from a user but
+// numbers, the kernel's command line and OEM strings, and the latter two are
+// single arguments whose commas are doubled.
+func (d Driver) Command(spec *vmm.Spec, files []*os.File, monitor *os.File) (*exec.Cmd, error) {
+	path := d.Path
+	if path == "" {
+		path = "qemu-system-x86_64"
+	}
+	cmd := exec.Command(path, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-name", "auberge-"+spec.ID,
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	if cmd.Err != nil {
+		return nil, fmt.Errorf("find QEMU: %w (is the package qemu-system-x86 installed?)", cmd.Err)
+	}
+	cmd.ExtraFiles = append(append([]*os.File{}, files...), monitor)
+	add := func(args ...string) { cmd.Args = append(cmd.Args, args...) }
+	fd := func(f vmm.File) int { return firstFD + int(f) }
+
+	add("-machine", "q35,vmport=off,smm=off,i8042=off,sata=off,smbus=off,usb=off,hpet=off,"+
+		"dump-guest-core=off,memory-backend=mem")
+	switch spec.Accel {
+	case vmm.AccelKVM:
+		add("-accel", "kvm", "-cpu", "host")
+	default:
+		add("-accel", "tcg,thread=multi", "-cpu", "max")
+	}
+	memory := strconv.FormatInt(spec.MemoryMiB, 10) + "M"
+	add("-smp", strconv.Itoa(spec.CPUs), "-m", memory,
+		"-object", "memory-backend-memfd,id=mem,share=on,size="+memory)
+
+	// /proc/self/fd reopens the file, so its inode must be readable to QEMU's
+	// user: an installed image is, and a caller's file comes as a memfd.
+	add("-kernel", procFD(fd(spec.Kernel)), "-append", spec.Cmdline)
+	if spec.Initrd != vmm.NoFile {
+		add("-initrd", procFD(fd(spec.Initrd)))
+	}
+	for i, disk := range spec.Disks {
+		addDisk(add, i, disk, fd(disk.File))
+	}
+	addVsock(add, spec.Vsock)
+	if n := spec.Network; n != nil {
+		add("-netdev", fmt.Sprintf("user,id=net0,ipv6=off,net=%s,host=%s,dns=%s,dhcpstart=%s,restrict=%s",
+			n.Subnet, n.Gateway, n.NameServer, n.Guest, onOff(n.Restricted)),
+			"-device", "virtio-net-pci,netdev=net0,disable-legacy=on,romfile=")
+	}
+	add("-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0,disable-legacy=on",
+		"-chardev", "stdio,id=con0,signal=off", "-device", "isa-serial,chardev=con0",
+		"-chardev", fmt.Sprintf("socket,id=mon0,fd=%d,server=on,wait=off", firstFD+len(files)),
+		"-mon", "chardev=mon0,mode=control",
+		"-rtc", "base=utc")
+	for _, s := range spec.OEMStrings {
+		add("-smbios", "type=11,value="+escape(s))
+	}
+	return cmd, nil
+}
+
+func addDisk(add func(...string), i int, disk vmm.Disk, fd int) {
+	set := i + 1
+	node := fmt.Sprintf("disk%d", i)
+	add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set),
+		"-blockdev", object{"driver": "file", "node-name": node + "-file",
+			"filename":  fmt.Sprintf("/dev/fdset/%d", set),
+			"read-only": disk.ReadOnly, "discard": "unmap"}.String())
+	format := object{"driver": string(disk.Format), "node-name": node, "file": node + "-file",
+		"read-only": disk.ReadOnly, "discard": "unmap"}
+	if disk.Format == vmm.FormatQcow2 {
+		// Whatever the header says, QEMU follows it to no other file.
+		format["backing"] = nil
+	}
+	add("-blockdev", format.String())
+	device := fmt.Sprintf("virtio-blk-pci,drive=%s,disable-legacy=on", node)
+	if disk.Serial != "" {
+		device += ",serial=" + escape(disk.Serial)
+	}
+	add("-device", device)
+}
+
+// An object is an option in QEMU's JSON form, which can say null.
+type object map[string]any
+
+func (o object) String() string {
+	b, err := json.Marshal(map[string]any(o))
+	if err != nil {
+		panic(err) // strings, booleans and nil always marshal
+	}
+	return string(b)
+}
+
+func addVsock(add func(...string), v vmm.Vsock) {
+	if v.Mode == vsock.ModeKernel {
+		add("-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,disable-legacy=on", v.CID))
+		return
+	}
+	add("-chardev", "socket,id=vsock0,path="+vmm.BackendSocket,
+		"-device", "vhost-user-vsock-pci,chardev=vsock0,disable-legacy=on")
+}
+
+func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// escape doubles commas, which separate options.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
+}

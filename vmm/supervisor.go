@@ -1,0 +1,444 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+// stageGrace is how long the hypervisor has to follow one way of ending it
+// before the next, harder one: its monitor, SIGTERM, SIGKILL.
+const stageGrace = 10 * time.Second
+
+// launchGrace is how long a supervisor waits for its VM: the daemon that
+// started it may have died before it could say more.
+const launchGrace = 30 * time.Second
+
+// SupervisorConfig is what a supervisor needs to begin.
+type SupervisorConfig struct {
+	// Dir is the VM's directory and the working directory of the process.
+	Dir string
+	// Control is the listening control socket.
+	Control *net.UnixListener
+	// PeerUID is the one uid, besides root, that may use the control socket.
+	PeerUID uint32
+	Driver  Driver
+	// Backend is the program that serves vsock in user mode.
+	Backend string
+	Log     *slog.Logger
+}
+
+// A Supervisor owns the processes of one VM.
+type Supervisor struct {
+	cfg     SupervisorConfig
+	console *Ring
+
+	mu        sync.Mutex
+	launched  bool
+	stopping  string // why, when a stop was asked
+	spec      *Spec
+	hyper     *exec.Cmd
+	monitor   Monitor
+	backend   *child
+	endpoints map[uint32]*os.File
+	order     []uint32
+
+	// ended is closed when exit is set and recorded.
+	ended chan struct{}
+	exit  Exit
+	// start hands functions to the goroutine whose thread lives as long as
+	// the supervisor: parent-death signals are tied to that thread.
+	start chan func()
+	conns sync.WaitGroup
+}
+
+// NewSupervisor returns a supervisor that has started nothing yet.
+func NewSupervisor(cfg SupervisorConfig) *Supervisor {
+	return &Supervisor{
+		cfg:       cfg,
+		console:   NewRing(consoleSize),
+		endpoints: map[uint32]*os.File{},
+		ended:     make(chan struct{}),
+		start:     make(chan func()),
+	}
+}
+
+// Run serves the control socket until the VM has ended or ctx is done, which
+// ends the VM. It must be called from the main goroutine with its OS thread
+// locked.
+func (s *Supervisor) Run(ctx context.Context) error {
+	go s.accept()
+	orphaned := time.NewTimer(launchGrace)
+	defer orphaned.Stop()
+	for {
+		select {
+		case <-orphaned.C:
+			if !s.isLaunched() {
+				s.finish(Exit{Reason: ExitStopped, Message: "the supervisor was given no VM"})
+			}
+		case f := <-s.start:
+			f()
+		case <-ctx.Done():
+			s.stop("the supervisor was told to end")
+			if !s.isLaunched() {
+				s.finish(Exit{Reason: ExitStopped, Message: "the supervisor was told to end before it had a VM"})
+			}
+			ctx = context.WithoutCancel(ctx)
+		case <-s.ended:
+			s.cfg.Control.Close()
+			s.conns.Wait()
+			return nil
+		}
+	}
+}
+
+func (s *Supervisor) isLaunched() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.launched
+}
+
+func (s *Supervisor) accept() {
+	for {
+		c, err := s.cfg.Control.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			s.cfg.Log.Error("accept on the control socket", "err", err)
+			continue
+		}
+		uid, err := peerUID(c)
+		if err != nil || (uid != s.cfg.PeerUID && uid != 0) {
+			s.cfg.Log.Warn("refused a control connection", "uid", uid, "err", err)
+			c.Close()
+			continue
+		}
+		s.conns.Go(func() {
+			defer c.Close()
+			s.serve(c)
+		})
+	}
+}
+
+func (s *Supervisor) serve(c *net.UnixConn) {
+	c.SetReadDeadline(time.Now().Add(stageGrace))
+	var req request
+	files, err := receivePacket(c, &req)
+	if err != nil {
+		if !errors.Is(err, errClosed) && !errors.Is(err, io.EOF) {
+			s.cfg.Log.Warn("bad control request", "err", err)
+		}
+		return
+	}
+	defer closeAll(files)
+	c.SetReadDeadline(time.Time{})
+	r, out := s.handle(&req, files)
+	if err := sendPacket(c, r, out); err != nil {
+		s.cfg.Log.Warn("answer a control request", "op", req.Op, "err", err)
+		return
+	}
+	if req.Op == opWatch {
+		s.watch(c)
+	}
+}
+
+func (s *Supervisor) handle(req *request, files []*os.File) (reply, []*os.File) {
+	fail := func(err error) (reply, []*os.File) { return reply{Error: err.Error()}, nil }
+	switch req.Op {
+	case opLaunch:
+		if err := s.launch(req.Spec, files); err != nil {
+			return fail(err)
+		}
+		return reply{Status: s.status()}, nil
+	case opStatus, opWatch:
+		return reply{Status: s.status()}, nil
+	case opEndpoints:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		var out []*os.File
+		for _, p := range s.order {
+			out = append(out, s.endpoints[p])
+		}
+		return reply{Ports: s.order}, out
+	case opConsole:
+		return reply{Console: s.console.Tail()}, nil
+	case opStop:
+		s.stop(req.Reason)
+		return reply{Status: s.status()}, nil
+	}
+	return fail(fmt.Errorf("unknown request %q", req.Op))
+}
+
+// watch keeps the connection until the VM has ended, then sends the exit
+// record. A watcher that goes away is noticed when that is written.
+func (s *Supervisor) watch(c *net.UnixConn) {
+	<-s.ended
+	c.SetWriteDeadline(time.Now().Add(time.Second))
+	if err := sendPacket(c, reply{Exit: &s.exit}, nil); err != nil {
+		s.cfg.Log.Info("a watcher has gone", "err", err)
+	}
+}
+
+func (s *Supervisor) status() *Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := &Status{Supervisor: os.Getpid(), Spec: s.spec}
+	if s.hyper != nil && s.hyper.Process != nil {
+		st.PID = s.hyper.Process.Pid
+	}
+	return st
+}
+
+// launch starts the VM's processes. A failure ends the supervisor, which has
+// no other purpose.
+func (s *Supervisor) launch(spec *Spec, files []*os.File) error {
+	s.mu.Lock()
+	again := s.launched
+	s.launched = true
+	s.mu.Unlock()
+	if again {
+		return errors.New("this supervisor has already been given a VM")
+	}
+	err := errors.New("the request names no VM")
+	if spec != nil {
+		if err = spec.Check(len(files)); err == nil {
+			err = s.startAll(spec, files)
+		}
+	}
+	if err != nil {
+		s.endBackend()
+		s.finish(Exit{Reason: ExitCrashed, Message: err.Error()})
+	}
+	return err
+}
+
+func (s *Supervisor) startAll(spec *Spec, files []*os.File) error {
+	if spec.Vsock.Mode == vsock.ModeUser {
+		if err := s.listen(spec.Vsock.Ports); err != nil {
+			return err
+		}
+		if err := s.startBackend(spec); err != nil {
+			return err
+		}
+	}
+	monitor, err := listenFile(monitorSocket)
+	if err != nil {
+		return err
+	}
+	defer monitor.Close()
+	cmd, err := s.cfg.Driver.Command(spec, files, monitor)
+	if err != nil {
+		return err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	errs := NewRing(8 << 10)
+	cmd.Stderr = errs
+	if err := s.startChild(cmd); err != nil {
+		return fmt.Errorf("start the hypervisor: %w", err)
+	}
+	s.mu.Lock()
+	s.spec, s.hyper = spec, cmd
+	s.mu.Unlock()
+	s.cfg.Log.Info("hypervisor started", "pid", cmd.Process.Pid)
+
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		io.Copy(s.console, out)
+	}()
+	attached := make(chan struct{})
+	go func() {
+		defer close(attached)
+		s.attachMonitor()
+	}()
+	go func() {
+		<-drained
+		err := cmd.Wait()
+		<-attached
+		s.hypervisorEnded(err, errs)
+	}()
+	return nil
+}
+
+// startChild starts a command on the long-lived thread, so that the kernel
+// kills the child when the supervisor dies and not before.
+func (s *Supervisor) startChild(cmd *exec.Cmd) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	done := make(chan error, 1)
+	select {
+	case s.start <- func() { done <- cmd.Start() }:
+		return <-done
+	case <-s.ended:
+		return errors.New("the supervisor is ending")
+	}
+}
+
+func (s *Supervisor) attachMonitor() {
+	ctx, cancel := context.WithTimeout(context.Background(), stageGrace)
+	defer cancel()
+	m, err := s.cfg.Driver.Monitor(ctx, monitorSocket)
+	if err != nil {
+		select {
+		case <-s.ended:
+		default:
+			s.cfg.Log.Warn("the hypervisor's monitor does not answer", "err", err)
+		}
+		return
+	}
+	s.mu.Lock()
+	s.monitor = m
+	s.mu.Unlock()
+}
+
+// hypervisorEnded writes the exit record; everything else of the VM ends
+// with it.
+func (s *Supervisor) hypervisorEnded(err error, stderr *Ring) {
+	s.mu.Lock()
+	stopping, monitor := s.stopping, s.monitor
+	s.mu.Unlock()
+	guest := err == nil
+	if monitor != nil {
+		guest = monitor.Ended()
+		monitor.Close()
+	}
+	s.endBackend()
+	e := Exit{Reason: ExitCrashed, Console: s.console.Tail()}
+	switch {
+	case stopping == backendDied:
+		e.Reason, e.Message = ExitBackend, stopping
+	case stopping != "":
+		e.Reason, e.Message = ExitStopped, stopping
+	case guest:
+		e.Reason, e.Message = ExitGuest, "the guest powered off"
+	default:
+		e.Message = "the hypervisor ended: " + describe(err)
+		if t := LastLines(stderr.Tail(), 5); t != "" {
+			e.Message += ": " + t
+		}
+	}
+	s.finish(e)
+}
+
+func describe(err error) string {
+	if err == nil {
+		return "exit status 0 without the guest's doing"
+	}
+	return err.Error()
+}
+
+// finish records the end, once.
+func (s *Supervisor) finish(e Exit) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.ended:
+		return
+	default:
+	}
+	e.Time = time.Now()
+	s.exit = e
+	if err := writeExit(s.cfg.Dir, e); err != nil {
+		s.cfg.Log.Error("write the exit record", "err", err)
+	}
+	s.cfg.Log.Info("VM ended", "reason", e.Reason, "message", e.Message)
+	for _, f := range s.endpoints {
+		f.Close()
+	}
+	close(s.ended)
+}
+
+// stop ends the hypervisor in the background: by its monitor, then SIGTERM,
+// then SIGKILL.
+func (s *Supervisor) stop(why string) {
+	if why == "" {
+		why = "stopped"
+	}
+	s.mu.Lock()
+	again := s.stopping != ""
+	if !again {
+		s.stopping = why
+	}
+	hyper, monitor := s.hyper, s.monitor
+	s.mu.Unlock()
+	if again || hyper == nil {
+		return
+	}
+	go func() {
+		if monitor != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), stageGrace)
+			err := monitor.Quit(ctx)
+			cancel()
+			if err == nil && s.endsWithin(stageGrace) {
+				return
+			}
+			s.cfg.Log.Warn("the hypervisor did not quit", "err", err)
+		}
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+			if err := hyper.Process.Signal(sig); errors.Is(err, os.ErrProcessDone) {
+				return
+			}
+			if s.endsWithin(stageGrace) {
+				return
+			}
+			s.cfg.Log.Warn("the hypervisor ignores a signal", "signal", sig)
+		}
+	}()
+}
+
+func (s *Supervisor) endsWithin(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-s.ended:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// listen creates the host's listening sockets before the guest runs.
+func (s *Supervisor) listen(ports []uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range ports {
+		if _, ok := s.endpoints[p]; ok {
+			return fmt.Errorf("port %s is asked for twice", strconv.FormatUint(uint64(p), 10))
+		}
+		f, err := listenFile(vsock.EndpointPath(VsockSocket, p))
+		if err != nil {
+			return err
+		}
+		s.endpoints[p] = f
+		s.order = append(s.order, p)
+	}
+	return nil
+}
+
+// listenFile returns a listening Unix socket bound in the working directory.
+func listenFile(name string) (*os.File, error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	defer l.Close()
+	return l.File()
+}
