@@ -87,11 +87,7 @@ func (l *Launcher) startSupervisor(m *Machine) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{f}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	start := l.Start
-	if start == nil {
-		start = (*exec.Cmd).Start
-	}
-	if err := start(cmd); err != nil {
+	if err := l.start(cmd); err != nil {
 		return fmt.Errorf("start the VM's supervisor: %w", err)
 	}
 	m.process = cmd.Process

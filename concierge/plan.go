@@ -1,0 +1,294 @@
+package concierge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+	"unicode"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/auberge-vm/auberge/guestlink"
+	"github.com/auberge-vm/auberge/policy"
+	pb "github.com/auberge-vm/auberge/protos/conciergepb"
+	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+// Limits of a StartVmRequest.
+const (
+	maxDisks     = 10
+	maxTimeout   = time.Hour
+	maxParams    = 1024 // bytes; the kernel takes 2,048 in all
+	maxOEMString = 4096
+	maxOEM       = 32
+)
+
+// baseCmdline is what our kernels and agents need. A guest that panics
+// resets at once, which ends the VM.
+const baseCmdline = "console=ttyS0 quiet loglevel=4 panic=-1"
+
+// A plan is everything that was decided and opened for a start, before
+// anything runs.
+type plan struct {
+	spec    vmm.Spec
+	files   []*os.File
+	timeout time.Duration
+	mounts  []guestlink.Mount
+	termina *guestlink.Termina
+}
+
+func (p *plan) close() {
+	closeFiles(p.files)
+	p.files = nil
+}
+
+// add gives a file to the plan.
+func (p *plan) add(f *os.File) vmm.File {
+	p.files = append(p.files, f)
+	return vmm.File(len(p.files) - 1)
+}
+
+// prepare checks a request and opens all that it names. passed are the
+// caller's descriptors, which stay the caller's.
+func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *pb.StartVmRequest, passed []*os.File) (_ *plan, err error) {
+	if err := checkSupported(req); err != nil {
+		return nil, err
+	}
+	fds, err := sortFDs(req, passed)
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{timeout: readyTimeout}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if req.Timeout > 0 {
+		p.timeout = min(time.Duration(req.Timeout)*time.Second, maxTimeout)
+	}
+	if err := s.size(v, req, p); err != nil {
+		return nil, err
+	}
+	p.spec.ID = v.id
+	p.spec.OEMStrings = req.OemStrings
+	p.spec.Vsock = vmm.Vsock{Mode: s.cfg.Vsock, CID: v.cid}
+	if s.cfg.Vsock == vsock.ModeUser {
+		p.spec.Vsock.Ports = vsock.HostPorts[:]
+	}
+	o := opening{service: s, caller: opensAs(sub), owner: sub.Owner}
+	if err := o.boot(ctx, req, fds, p); err != nil {
+		return nil, err
+	}
+	if err := o.disks(ctx, req, fds, p); err != nil {
+		return nil, err
+	}
+	if p.spec.Accel, err = s.accelerator(ctx); err != nil {
+		return nil, err
+	}
+	params := []string{baseCmdline, "auberge.vsock=" + string(s.cfg.Vsock)}
+	if req.WritableRootfs {
+		params = append(params, "auberge.rootfs=rw")
+	}
+	p.spec.Cmdline = strings.Join(append(params, req.KernelParams...), " ")
+	return p, nil
+}
+
+// opensAs is the user with whose rights paths of a request are opened: the
+// caller, or the owner when an administrator acts for one.
+func opensAs(sub policy.Subject) policy.Caller {
+	if sub.Caller.UID != sub.Owner.UID {
+		return policy.Caller{UID: sub.Owner.UID}
+	}
+	return sub.Caller
+}
+
+// checkSupported refuses what this host cannot give, rather than start a VM
+// without it.
+func checkSupported(req *pb.StartVmRequest) error {
+	for name, set := range map[string]bool{
+		"enable_gpu": req.EnableGpu, "enable_big_gl": req.EnableBigGl, "vtpm_proxy": req.VtpmProxy,
+		"enable_virtgpu_native_context": req.EnableVirtgpuNativeContext,
+		"enable_dgpu_passthrough":       req.EnableDgpuPassthrough,
+		"enable_audio_capture":          req.EnableAudioCapture,
+		"storage_ballooning":            req.StorageBallooning,
+		"vm.dlc_id":                     req.GetVm().GetDlcId() != "", "vm.tools_dlc_id": req.GetVm().GetToolsDlcId() != "",
+		"vm.bios_dlc_id": req.GetVm().GetBiosDlcId() != "",
+	} {
+		if set {
+			return fmt.Errorf("%s is not supported", name)
+		}
+	}
+	switch req.VmType {
+	case pb.VmInfo_UNKNOWN, pb.VmInfo_TERMINA, pb.VmInfo_BRUSCHETTA, pb.VmInfo_BAGUETTE:
+	default:
+		return fmt.Errorf("VMs of type %v are not supported", req.VmType)
+	}
+	if req.StartTermina && req.VmType != pb.VmInfo_UNKNOWN && req.VmType != pb.VmInfo_TERMINA {
+		return fmt.Errorf("start_termina does not go with a VM of type %v", req.VmType)
+	}
+	if len(req.Disks) > maxDisks {
+		return fmt.Errorf("%d disks are more than %d", len(req.Disks), maxDisks)
+	}
+	total := 0
+	for _, k := range req.KernelParams {
+		total += len(k) + 1
+		if strings.ContainsFunc(k, unicode.IsControl) {
+			return fmt.Errorf("kernel parameter %q contains a control character", k)
+		}
+	}
+	if total > maxParams {
+		return fmt.Errorf("the kernel parameters have %d bytes, more than %d", total, maxParams)
+	}
+	if len(req.OemStrings) > maxOEM {
+		return fmt.Errorf("%d OEM strings are more than %d", len(req.OemStrings), maxOEM)
+	}
+	for _, o := range req.OemStrings {
+		if len(o) > maxOEMString || strings.ContainsRune(o, 0) {
+			return fmt.Errorf("an OEM string has %d bytes, more than %d, or contains NUL", len(o), maxOEMString)
+		}
+	}
+	return nil
+}
+
+// sortFDs pairs the request's descriptor types with the descriptors. The
+// seed's way of passing one, a flag, means storage.
+func sortFDs(req *pb.StartVmRequest, files []*os.File) (map[pb.StartVmRequest_FdType]*os.File, error) {
+	types := req.Fds
+	if len(types) == 0 && req.UseFdForStorage && req.StartTermina {
+		types = []pb.StartVmRequest_FdType{pb.StartVmRequest_STORAGE}
+	}
+	if len(types) != len(files) {
+		return nil, fmt.Errorf("the request describes %d descriptors, %d came with it", len(types), len(files))
+	}
+	fds := map[pb.StartVmRequest_FdType]*os.File{}
+	for i, t := range types {
+		switch t {
+		case pb.StartVmRequest_KERNEL, pb.StartVmRequest_ROOTFS, pb.StartVmRequest_STORAGE, pb.StartVmRequest_INITRD:
+		default:
+			return nil, fmt.Errorf("a descriptor of type %v is not supported", t)
+		}
+		if fds[t] != nil {
+			return nil, fmt.Errorf("two descriptors of type %v", t)
+		}
+		fi, err := files[i].Stat()
+		if err != nil {
+			return nil, fmt.Errorf("descriptor of type %v: %w", t, err)
+		}
+		if !fi.Mode().IsRegular() {
+			return nil, fmt.Errorf("the descriptor of type %v is no regular file", t)
+		}
+		fds[t] = files[i]
+	}
+	return fds, nil
+}
+
+// size decides memory, CPUs and network from the request, the owner's
+// settings and the defaults.
+func (s *Service) size(v *vm, req *pb.StartVmRequest, p *plan) error {
+	set, err := s.settings(v.key)
+	if err != nil {
+		return err
+	}
+	total, available := hostMemory()
+	memory := min(total>>20/4, defaultMemoryMiB)
+	if set.MemoryMiB != nil {
+		memory = *set.MemoryMiB
+	}
+	if memory > available>>20 {
+		return fmt.Errorf("the VM needs %d MiB of memory and the host has %d MiB to give; stop another VM or set less with ConfigureVm", memory, available>>20)
+	}
+	p.spec.MemoryMiB = int64(memory)
+
+	cpus := uint32(runtime.NumCPU())
+	if set.CPUs != nil {
+		cpus = *set.CPUs
+	}
+	if req.Cpus != 0 {
+		cpus = req.Cpus
+	}
+	if err := checkCPUs(cpus); err != nil {
+		return err
+	}
+	p.spec.CPUs = int(cpus)
+
+	mode := s.cfg.Network
+	if set.Network != nil {
+		mode = *set.Network
+	}
+	if mode == NetworkNone {
+		s.mu.Lock()
+		s.nets.release(v.net)
+		v.mu.Lock()
+		v.net = vmm.Network{}
+		v.mu.Unlock()
+		s.mu.Unlock()
+		return nil
+	}
+	n := v.net
+	n.Restricted = mode == NetworkRestricted
+	p.spec.Network = &n
+	return nil
+}
+
+func networkOf(n vmm.Network) guestlink.Network {
+	return guestlink.Network{Address: netip.PrefixFrom(n.Guest, n.Subnet.Bits()), Gateway: n.Gateway}
+}
+
+func dialer(m *vmm.Machine, port uint32) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		c, err := m.Dial(ctx, port)
+		if err != nil {
+			return nil, err
+		}
+		return c, nil
+	}
+}
+
+// accelerator is what VMs run on; the first call may have to probe.
+func (s *Service) accelerator(ctx context.Context) (vmm.Accel, error) {
+	if s.cfg.Accel != "" {
+		return s.cfg.Accel, nil
+	}
+	s.mu.Lock()
+	known := s.accel
+	s.mu.Unlock()
+	if known != nil {
+		return known.Accel, nil
+	}
+	img, err := loadImage(s.cfg.ImageDir)
+	if err != nil {
+		return "", err
+	}
+	c, err := s.cfg.Launcher.ProbeAccel(ctx, img.kernel, s.cfg.RuntimeDir+"/accel.json")
+	if err != nil {
+		return "", err
+	}
+	s.log.Info("accelerator", "accel", c.Accel, "why", c.Why)
+	s.mu.Lock()
+	s.accel = &c
+	s.mu.Unlock()
+	return c.Accel, nil
+}
+
+// writable says whether a descriptor can be written.
+func writable(f *os.File) bool {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	flags := 0
+	if err := raw.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) }); err != nil {
+		return false
+	}
+	return err == nil && flags&unix.O_ACCMODE == unix.O_RDWR
+}
+
+var errNoStateful = errors.New("start_termina needs a stateful disk: make one with CreateDiskImage and name it in disks[0], or pass a STORAGE descriptor")

@@ -1,0 +1,187 @@
+package concierge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+// Errors a caller of the own interface can branch on.
+var (
+	ErrNotFound   = errors.New("no such VM")
+	ErrNotRunning = errors.New("the VM is not running")
+	ErrInvalid    = errors.New("invalid argument")
+)
+
+// An Opener opens a file with a caller's rights.
+type Opener interface {
+	Open(ctx context.Context, c policy.Caller, path string, mode policy.Mode) (*os.File, error)
+}
+
+// Events announces what happens to a VM to those who may know it. Emit keeps
+// the order of its calls and does not wait for receivers.
+type Events interface {
+	Emit(owner uint32, signal string, msg proto.Message)
+}
+
+// Config is how a Service runs.
+type Config struct {
+	// StateDir holds disk images and settings; it survives reboots.
+	StateDir string
+	// RuntimeDir holds a directory per running VM; it does not.
+	RuntimeDir string
+	// ImageDir is the installed guest image.
+	ImageDir string
+	// Accel forces an accelerator; empty means that a probe chooses.
+	Accel vmm.Accel
+	// Vsock is the transport of new VMs.
+	Vsock vsock.Mode
+	// Network is what VMs get unless ConfigureVm says otherwise.
+	Network NetworkMode
+	// Pool is divided into a /29 for each VM.
+	Pool netip.Prefix
+	// VMGroup owns VM directories where VMs run as another user than this
+	// process; negative means that the group needs no change.
+	VMGroup int
+
+	Launcher *vmm.Launcher
+	Opener   Opener
+	Events   Events
+	Log      *slog.Logger
+}
+
+// DefaultPool is where VMs get their networks unless configured otherwise; it
+// contains the addresses that ChromeOS uses.
+var DefaultPool = netip.MustParsePrefix("100.115.128.0/17")
+
+// A Service is the concierge.
+type Service struct {
+	cfg Config
+	log *slog.Logger
+
+	mu      sync.Mutex
+	vms     map[key]*vm
+	nextCID uint32
+	nets    *netPool
+	closed  bool
+	accel   *vmm.AccelChoice
+
+	// settingsTurn lets one ConfigureVm at a time read and write back.
+	settingsTurn chan struct{}
+	kernelPorts  *kernelPorts
+	running      sync.WaitGroup
+	// quit ends every goroutine of the service; VMs stay.
+	quit context.Context
+	stop context.CancelFunc
+}
+
+// key is what tells VMs apart.
+type key struct {
+	uid         uint32
+	label, name string
+}
+
+// New returns a service that knows the VMs which its predecessor left
+// running.
+func New(ctx context.Context, cfg Config) (*Service, error) {
+	for _, d := range []string{cfg.StateDir, cfg.RuntimeDir} {
+		if !filepath.IsAbs(d) {
+			return nil, fmt.Errorf("directory %q must be an absolute path", d)
+		}
+	}
+	// Unix socket addresses end at 108 bytes; the longest name below a VM's
+	// directory needs some forty of them.
+	if len(cfg.RuntimeDir) > 60 {
+		return nil, fmt.Errorf("runtime directory %s: the path is longer than 60 bytes, too long for socket addresses beneath it", cfg.RuntimeDir)
+	}
+	nets, err := newNetPool(cfg.Pool)
+	if err != nil {
+		return nil, err
+	}
+	quit, stop := context.WithCancel(context.Background())
+	s := &Service{cfg: cfg, log: cfg.Log, vms: map[key]*vm{}, nextCID: vsock.CIDFirst, nets: nets,
+		settingsTurn: make(chan struct{}, 1), quit: quit, stop: stop}
+	if err := s.prepareDirs(); err != nil {
+		stop()
+		return nil, err
+	}
+	if cfg.Vsock == vsock.ModeKernel {
+		if s.kernelPorts, err = listenKernelPorts(); err != nil {
+			stop()
+			return nil, fmt.Errorf("kernel vsock was asked for: %w (load vhost_vsock, or use user mode)", err)
+		}
+	}
+	s.adoptAll(ctx)
+	return s, nil
+}
+
+func (s *Service) prepareDirs() error {
+	if err := os.MkdirAll(s.disksDir(), 0o700); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	if err := os.MkdirAll(s.recordsDir(), 0o700); err != nil {
+		return fmt.Errorf("runtime directory: %w", err)
+	}
+	if err := os.MkdirAll(s.vmsDir(), 0o711); err != nil {
+		return fmt.Errorf("runtime directory: %w", err)
+	}
+	// The VMs' user has to get through to its own directories.
+	for _, d := range []string{s.cfg.RuntimeDir, s.vmsDir()} {
+		if err := os.Chmod(d, 0o711); err != nil {
+			return fmt.Errorf("runtime directory: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *Service) vmsDir() string { return filepath.Join(s.cfg.RuntimeDir, "vms") }
+
+// Close ends the service and leaves the VMs running. Starts in progress are
+// given up.
+func (s *Service) Close() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	s.running.Wait()
+	if s.kernelPorts != nil {
+		s.kernelPorts.close()
+	}
+}
+
+// find returns a VM of the subject.
+func (s *Service) find(sub policy.Subject, name string) (*vm, error) {
+	if err := policy.CheckName(name); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.vms[keyOf(sub.Owner, name)]
+	if v == nil {
+		return nil, fmt.Errorf("%w: %q of owner %s does not run", ErrNotFound, name, sub.Owner.Word)
+	}
+	return v, nil
+}
+
+func keyOf(o policy.Owner, name string) key { return key{uid: o.UID, label: o.Label, name: name} }
+
+// Deadlines of calls into a guest, as on ChromeOS.
+const (
+	agentTimeout    = 20 * time.Second
+	shutdownTimeout = 30 * time.Second
+	terminaTimeout  = 150 * time.Second
+	readyTimeout    = 60 * time.Second
+	exitGrace       = 10 * time.Second
+)

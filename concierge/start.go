@@ -1,0 +1,315 @@
+package concierge
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/auberge-vm/auberge/guestlink"
+	"github.com/auberge-vm/auberge/guestlink/maitred"
+	"github.com/auberge-vm/auberge/policy"
+	pb "github.com/auberge-vm/auberge/protos/conciergepb"
+	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+// StartVm starts a VM and returns when its guest is configured. A VM that
+// runs already is a success; one that is being started is waited for. The
+// start goes on when the caller leaves. The files belong to the call's fds,
+// in their order, and are closed when it returns.
+func (s *Service) StartVm(ctx context.Context, sub policy.Subject, req *pb.StartVmRequest, files []*os.File) (*pb.StartVmResponse, error) {
+	defer func() { closeFiles(files) }()
+	if err := policy.CheckName(req.Name); err != nil {
+		return nil, err
+	}
+	for {
+		v, mine, err := s.enter(sub, req)
+		if err != nil {
+			return nil, err
+		}
+		if mine {
+			s.begin(v, sub, req, files)
+			files = nil // the start owns them now
+		}
+		select {
+		case <-v.started:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("VM %q is still starting: %w", req.Name, context.Cause(ctx))
+		}
+		v.mu.Lock()
+		err, stopping, termina := v.startErr, v.asked, v.termina
+		v.mu.Unlock()
+		switch {
+		case err != nil:
+			return nil, err
+		case stopping && !mine:
+			// It is on its way out; a new one starts when it has gone.
+			select {
+			case <-v.gone:
+				continue
+			case <-ctx.Done():
+				return nil, fmt.Errorf("VM %q is still stopping: %w", req.Name, context.Cause(ctx))
+			}
+		}
+		info := v.info()
+		return &pb.StartVmResponse{Success: true, VmInfo: info, Status: info.Status,
+			MountResult: mountResult(termina.Mount), FreeBytes: termina.FreeBytes, FreeBytesHasValue: termina.HasFree}, nil
+	}
+}
+
+func mountResult(r guestlink.MountResult) pb.StartVmResponse_MountResult {
+	switch r {
+	case guestlink.MountSuccess:
+		return pb.StartVmResponse_SUCCESS
+	case guestlink.MountPartialDataLoss:
+		return pb.StartVmResponse_PARTIAL_DATA_LOSS
+	case guestlink.MountFailure:
+		return pb.StartVmResponse_FAILURE
+	}
+	return pb.StartVmResponse_UNKNOWN
+}
+
+// enter finds the VM in the table or makes an entry for it, in one step, so
+// that two starts at once make one VM.
+func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine bool, err error) {
+	k := keyOf(sub.Owner, req.Name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, false, errors.New("the service is shutting down")
+	}
+	if v := s.vms[k]; v != nil {
+		return v, false, nil
+	}
+	net, err := s.nets.take()
+	if err != nil {
+		return nil, false, err
+	}
+	id := newID()
+	ctx, abort := context.WithCancelCause(s.quit)
+	v = &vm{
+		key: k, owner: sub.Owner, id: id, dir: filepath.Join(s.vmsDir(), id),
+		cid: s.nextCID, net: net, typ: vmType(req), status: pb.VmStatus_VM_STATUS_STARTING,
+		log:   s.log.With("vm", req.Name, "owner", sub.Owner.Word, "id", id),
+		abort: abort, starting: ctx,
+		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}),
+	}
+	// CIDs are not used again while the service runs.
+	s.nextCID++
+	s.vms[k] = v
+	return v, true, nil
+}
+
+// newID returns a short random word: it names the VM's directory, in which
+// socket addresses have to fit 108 bytes.
+func newID() string {
+	var b [5]byte
+	rand.Read(b[:])
+	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))
+}
+
+func vmType(req *pb.StartVmRequest) pb.VmInfo_VmType {
+	if req.StartTermina {
+		return pb.VmInfo_TERMINA
+	}
+	return req.VmType
+}
+
+// begin starts the VM's own goroutine.
+func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files []*os.File) {
+	s.running.Add(1)
+	go s.run(v.starting, v, func(ctx context.Context) error {
+		defer v.abort(nil)
+		p, err := s.prepare(ctx, v, sub, req, files)
+		closeFiles(files)
+		if err == nil {
+			err = s.boot(ctx, v, p)
+			p.close()
+		}
+		if err != nil && errors.Is(context.Cause(ctx), errStopped) {
+			return errStopped
+		}
+		return err
+	})
+}
+
+// boot makes a VM of a plan. On failure nothing of it runs any more.
+func (s *Service) boot(ctx context.Context, v *vm, p *plan) (err error) {
+	s.emit(v, "VmStartingUpSignal", &pb.VmStartingUpSignal{Name: v.key.name, OwnerId: v.owner.Word,
+		VmType: v.typ, Cid: int64(v.cid)})
+	v.announced = true
+	if err := s.makeDir(v); err != nil {
+		return err
+	}
+	if err := s.writeRecord(v, recordStarting); err != nil {
+		return err
+	}
+	m, err := s.cfg.Launcher.Launch(ctx, v.dir, &p.spec, p.files)
+	if err != nil {
+		return fmt.Errorf("start the VM: %w", err)
+	}
+	p.close()
+	v.mu.Lock()
+	v.machine, v.memory = m, p.spec.MemoryMiB<<20
+	v.mu.Unlock()
+	defer func() {
+		if err != nil {
+			s.abandon(ctx, v)
+		}
+	}()
+	if err := s.connect(v); err != nil {
+		return err
+	}
+	if err := s.waitReady(ctx, v, p.timeout); err != nil {
+		return s.withConsole(v, err)
+	}
+	if err := s.configure(ctx, v, p); err != nil {
+		// A guest that ended under our calls says more than the calls do.
+		if v.machineEnded() {
+			err = fmt.Errorf("the VM ended while it was being set up: %s", v.machine.Exit().Message)
+		}
+		return s.withConsole(v, err)
+	}
+	return s.writeRecord(v, recordRunning)
+}
+
+// abandon ends a VM whose start has failed.
+func (s *Service) abandon(ctx context.Context, v *vm) {
+	if errors.Is(context.Cause(ctx), errStopped) {
+		s.emitStopping(v)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 4*exitGrace)
+	defer cancel()
+	if err := v.machine.Stop(ctx, "the start was given up"); err != nil {
+		v.log.Error("stop a VM that did not start", "err", err)
+		v.machine.Kill()
+		endsWithin(v.machine, exitGrace)
+	}
+}
+
+// makeDir creates the VM's directory, which only this process and the VMs'
+// user can enter.
+func (s *Service) makeDir(v *vm) error {
+	if err := os.Mkdir(v.dir, 0o700); err != nil {
+		return fmt.Errorf("create the VM's directory: %w", err)
+	}
+	if s.cfg.VMGroup >= 0 {
+		if err := os.Chown(v.dir, -1, s.cfg.VMGroup); err != nil {
+			return fmt.Errorf("give the VM's directory to its group: %w", err)
+		}
+	}
+	return os.Chmod(v.dir, 0o770)
+}
+
+// connect prepares the link to the guest's agent before the guest speaks.
+func (s *Service) connect(v *vm) error {
+	l, err := s.endpoint(v.machine, vsock.PortStartupListener)
+	if err != nil {
+		return err
+	}
+	link, err := maitred.New(l, dialer(v.machine, vsock.PortMaitred), v.log)
+	if err != nil {
+		l.Close()
+		return err
+	}
+	v.mu.Lock()
+	v.agent = link
+	v.mu.Unlock()
+	return nil
+}
+
+// waitReady waits for the guest's VmReady.
+func (s *Service) waitReady(ctx context.Context, v *vm, timeout time.Duration) error {
+	t := time.NewTimer(timeout)
+	defer t.Stop()
+	select {
+	case <-v.agent.Ready():
+		return nil
+	case <-v.machine.Done():
+		return fmt.Errorf("the VM ended before its agent reported: %s", v.machine.Exit().Message)
+	case <-t.C:
+		return fmt.Errorf("the guest's agent did not report within %v", timeout)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// withConsole adds the guest's last words to an error.
+func (s *Service) withConsole(v *vm, err error) error {
+	if errors.Is(err, errStopped) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), exitGrace)
+	defer cancel()
+	console, cerr := v.machine.Console(ctx)
+	if cerr != nil {
+		v.log.Warn("read the guest's console", "err", cerr)
+	}
+	if tail := vmm.LastLines(console, consoleLines); tail != "" {
+		return fmt.Errorf("%w; last lines of the guest's console:\n%s", err, tail)
+	}
+	return fmt.Errorf("%w; the guest wrote nothing to its console", err)
+}
+
+// consoleLines is how much of the console an error shows.
+const consoleLines = 15
+
+// configure brings a guest that is up into the state that was asked for.
+func (s *Service) configure(ctx context.Context, v *vm, p *plan) error {
+	each := func(timeout time.Duration, f func(context.Context) error) error {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		return f(ctx)
+	}
+	if n := p.spec.Network; n != nil {
+		err := each(agentTimeout, func(ctx context.Context) error {
+			return v.agent.ConfigureNetwork(ctx, networkOf(*n))
+		})
+		if err != nil {
+			return err
+		}
+		err = each(agentTimeout, func(ctx context.Context) error {
+			return v.agent.SetResolver(ctx, guestlink.Resolver{NameServers: []string{n.NameServer.String()}})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	err := each(agentTimeout, func(ctx context.Context) error { return v.agent.SetTime(ctx, time.Now()) })
+	if err != nil {
+		return err
+	}
+	for _, m := range p.mounts {
+		if err := each(agentTimeout, func(ctx context.Context) error { return v.agent.Mount(ctx, m) }); err != nil {
+			return err
+		}
+	}
+	if p.termina == nil {
+		return nil
+	}
+	return each(terminaTimeout, func(ctx context.Context) error {
+		r, err := v.agent.StartTermina(ctx, *p.termina)
+		if err != nil {
+			return err
+		}
+		v.mu.Lock()
+		v.termina = r
+		v.mu.Unlock()
+		if r.Mount == guestlink.MountFailure {
+			return errors.New("the VM's stateful disk cannot be mounted")
+		}
+		return nil
+	})
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

@@ -1,0 +1,252 @@
+package concierge
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	pb "github.com/auberge-vm/auberge/protos/conciergepb"
+
+	"github.com/auberge-vm/auberge/guestlink"
+	"github.com/auberge-vm/auberge/guestlink/maitred"
+	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/vmm"
+)
+
+// A vm is one entry of the table, from the moment a start is accepted until
+// everything of it has gone and its owner has been told. One goroutine, run,
+// owns its life; others read the fields under mu or wait on the channels.
+type vm struct {
+	key   key
+	owner policy.Owner
+	id    string
+	dir   string
+	cid   uint32
+	net   vmm.Network
+	typ   pb.VmInfo_VmType
+	log   *slog.Logger
+
+	// starting is the context of a start in progress, which abort ends.
+	starting context.Context
+	abort    context.CancelCauseFunc
+	// announced is set when the owner has been told of the VM; run's alone.
+	announced bool
+	// stopping is closed by the first request to stop.
+	stopping chan struct{}
+	// started is closed when the start has succeeded or failed.
+	started chan struct{}
+	// gone is closed last, when the entry has left the table.
+	gone chan struct{}
+
+	mu       sync.Mutex
+	machine  *vmm.Machine
+	agent    agent
+	status   pb.VmStatus
+	memory   int64 // bytes
+	startErr error
+	termina  guestlink.TerminaResult
+	asked    bool // a stop was asked
+	reason   pb.VmStopReason
+}
+
+// agent is what this package uses of a guest's agent.
+type agent interface {
+	guestlink.Agent
+	guestlink.ContainerHost
+	// MarkReady spares a VM found running its word that it is up.
+	MarkReady()
+}
+
+var _ agent = (*maitred.Link)(nil)
+
+// errStopped ends a start that somebody stopped.
+var errStopped = errors.New("the VM was stopped while it was starting")
+
+// info is what replies and signals say of the VM.
+func (v *vm) info() *pb.VmInfo {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	i := &pb.VmInfo{Cid: int64(v.cid), VmType: v.typ, Status: v.status, AllocatedMemory: v.memory}
+	if v.net.Guest.IsValid() {
+		i.Ipv4Address = maitred.NetworkOrder(v.net.Guest)
+	}
+	if v.machine != nil {
+		i.Pid = int32(v.machine.PID())
+	}
+	return i
+}
+
+func (v *vm) setStatus(s pb.VmStatus) {
+	v.mu.Lock()
+	v.status = s
+	v.mu.Unlock()
+}
+
+// requestStop asks the owner goroutine to stop the VM. The first reason
+// counts.
+func (v *vm) requestStop(reason pb.VmStopReason) {
+	v.mu.Lock()
+	first := !v.asked
+	if first {
+		v.asked, v.reason = true, reason
+	}
+	v.mu.Unlock()
+	if first {
+		close(v.stopping)
+		v.abort(errStopped)
+	}
+}
+
+func (v *vm) stopReason() pb.VmStopReason {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.asked {
+		return v.reason
+	}
+	return pb.VmStopReason_VM_EXITED
+}
+
+// run is the life of a VM: boot starts it; without boot it runs already, found
+// after a restart. It returns with the VM gone, or still there when the service ends.
+func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) error) {
+	defer s.running.Done()
+	if boot == nil {
+		v.setStatus(pb.VmStatus_VM_STATUS_RUNNING)
+		v.log.Info("found the VM running", "pid", v.machine.PID(), "cid", v.cid)
+		close(v.started)
+		s.follow(v)
+		return
+	}
+	if err := boot(ctx); err != nil {
+		v.log.Warn("VM did not start", "err", err)
+		v.mu.Lock()
+		v.startErr = err
+		v.mu.Unlock()
+		s.remove(v)
+		close(v.started)
+		return
+	}
+	v.setStatus(pb.VmStatus_VM_STATUS_RUNNING)
+	v.log.Info("VM started", "pid", v.machine.PID(), "cid", v.cid)
+	s.emit(v, "VmStartedSignal", &pb.VmStartedSignal{Name: v.key.name, OwnerId: v.owner.Word,
+		VmInfo: v.info(), Status: pb.VmStatus_VM_STATUS_RUNNING})
+	close(v.started)
+	s.follow(v)
+}
+
+// follow waits for the end of a running VM, or for the reason to bring it
+// about.
+func (s *Service) follow(v *vm) {
+	select {
+	case <-v.machine.Done():
+	case <-v.stopping:
+		s.shutdown(v)
+	case <-s.quit.Done():
+		v.agent.Close()
+		return
+	}
+	if e := v.machine.Exit(); v.machineEnded() {
+		v.log.Info("VM ended", "reason", e.Reason, "message", e.Message)
+	}
+	s.remove(v)
+}
+
+func (v *vm) machineEnded() bool {
+	select {
+	case <-v.machine.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// shutdown stops a running VM in order, by harder means at each step.
+func (s *Service) shutdown(v *vm) {
+	v.log.Info("stopping VM", "reason", v.stopReason())
+	s.emitStopping(v)
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	err := v.agent.PowerOff(ctx)
+	cancel()
+	if err == nil && endsWithin(v.machine, exitGrace+shutdownGrace) {
+		return
+	}
+	v.log.Warn("the guest did not shut down", "err", err)
+	// The supervisor's own ladder has three steps.
+	ctx, cancel = context.WithTimeout(context.Background(), 4*exitGrace)
+	err = v.machine.Stop(ctx, "the guest did not shut down in order")
+	cancel()
+	if err == nil {
+		return
+	}
+	v.log.Error("the VM's supervisor does not stop it", "err", err)
+	if err := v.machine.Kill(); err != nil {
+		v.log.Error("kill the VM's supervisor", "err", err)
+	}
+	endsWithin(v.machine, exitGrace)
+}
+
+// shutdownGrace is what the guest itself gives its processes to end.
+const shutdownGrace = 15 * time.Second
+
+func endsWithin(m *vmm.Machine, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-m.Done():
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// remove takes what is left of a VM away, tells its owner and frees its
+// place.
+func (s *Service) remove(v *vm) {
+	if v.agent != nil {
+		v.agent.Close()
+	}
+	if err := os.RemoveAll(v.dir); err != nil {
+		v.log.Error("remove the VM's directory", "err", err)
+	}
+	if err := os.Remove(s.recordPath(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		v.log.Error("remove the VM's record", "err", err)
+	}
+	if v.announced {
+		s.emit(v, "VmStoppedSignal", &pb.VmStoppedSignal{Name: v.key.name, OwnerId: v.owner.Word,
+			Cid: int64(v.cid), Reason: v.stopReason()})
+	}
+	s.mu.Lock()
+	delete(s.vms, v.key)
+	s.nets.release(v.net)
+	s.mu.Unlock()
+	close(v.gone)
+}
+
+func (s *Service) emitStopping(v *vm) {
+	s.emit(v, "VmStoppingSignal", &pb.VmStoppingSignal{Name: v.key.name, OwnerId: v.owner.Word, Cid: int64(v.cid)})
+}
+
+// A record is what a restarted service must know of a VM; the supervisor
+// knows the rest.
+type record struct {
+	UID    uint32      `json:"uid"`
+	Label  string      `json:"label,omitempty"`
+	Name   string      `json:"name"`
+	Word   string      `json:"owner"`
+	Type   int32       `json:"type"`
+	CID    uint32      `json:"cid"`
+	Net    vmm.Network `json:"network"`
+	Memory int64       `json:"memory"`
+	State  recordState `json:"state"`
+}
+
+type recordState string
+
+const (
+	recordStarting recordState = "starting" // of no use to a restarted service
+	recordRunning  recordState = "running"
+)

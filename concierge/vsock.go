@@ -1,0 +1,65 @@
+package concierge
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/auberge-vm/auberge/policy"
+)
+
+// ConnectVsock opens a stream to a port of a running VM and returns its
+// descriptor.
+func (s *Service) ConnectVsock(ctx context.Context, sub policy.Subject, name string, port uint32) (*os.File, error) {
+	v, err := s.find(sub, name)
+	if err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	m := v.machine
+	v.mu.Unlock()
+	if m == nil {
+		return nil, fmt.Errorf("%w: %q is still being started", ErrNotRunning, name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
+	defer cancel()
+	c, err := m.Dial(ctx, port)
+	if err != nil {
+		return nil, fmt.Errorf("connect to port %d of VM %q: %w", port, name, err)
+	}
+	defer c.Close()
+	return descriptor(c)
+}
+
+// descriptor duplicates a stream's descriptor, which the caller then owns.
+func descriptor(c syscall.Conn) (*os.File, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	var derr error
+	if err := raw.Control(func(n uintptr) { fd, derr = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if derr != nil {
+		return nil, derr
+	}
+	// The receiver expects an ordinary, blocking descriptor.
+	if err := unix.SetNonblock(fd, false); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "vsock"), nil
+}
+
+func sortVMs(vms []*vm) {
+	slices.SortFunc(vms, func(a, b *vm) int {
+		return cmp.Or(cmp.Compare(a.owner.Word, b.owner.Word), cmp.Compare(a.key.name, b.key.name))
+	})
+}

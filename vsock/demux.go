@@ -1,0 +1,146 @@
+package vsock
+
+import (
+	"net"
+	"sync"
+
+	mdlayher "github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
+)
+
+// backlog is how many streams of one guest wait to be accepted; what comes
+// beyond is closed, so that one guest cannot hold up the others.
+const backlog = 64
+
+// A Demux shares one listening socket among guests: in kernel mode a port of
+// the host has a single listener, and the CID says whose stream it is.
+type Demux struct {
+	l    net.Listener
+	port uint32
+	done chan struct{}
+
+	mu     sync.Mutex
+	guests map[uint32]*guestQueue
+	closed bool
+}
+
+// ListenKernel listens on a port of the host's AF_VSOCK for all guests.
+func ListenKernel(port uint32) (*Demux, error) {
+	l, err := mdlayher.Listen(port, nil)
+	if err != nil {
+		return nil, opError("listen", Addr{CID: CIDHost, Port: port}, Addr{}, err)
+	}
+	return newDemux(l, port), nil
+}
+
+func newDemux(l net.Listener, port uint32) *Demux {
+	d := &Demux{l: l, port: port, done: make(chan struct{}), guests: map[uint32]*guestQueue{}}
+	go d.run()
+	return d
+}
+
+func (d *Demux) run() {
+	defer close(d.done)
+	for {
+		c, err := d.l.Accept()
+		if err != nil {
+			return
+		}
+		if !d.deliver(c) {
+			c.Close()
+		}
+	}
+}
+
+func (d *Demux) deliver(c net.Conn) bool {
+	a, ok := c.RemoteAddr().(*mdlayher.Addr)
+	if !ok {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	g := d.guests[a.ContextID]
+	if g == nil {
+		return false
+	}
+	select {
+	case g.queue <- NewConn(c, Addr{CID: CIDHost, Port: d.port}, Addr{VM: g.guest.VM, CID: g.guest.CID, Port: a.Port}):
+		return true
+	default:
+		return false
+	}
+}
+
+// Guest returns a listener for the streams of one guest. Until it is closed,
+// the CID has no other.
+func (d *Demux) Guest(guest Addr) (net.Listener, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, opError("listen", Addr{CID: CIDHost, Port: d.port}, guest, net.ErrClosed)
+	}
+	if d.guests[guest.CID] != nil {
+		return nil, opError("listen", Addr{CID: CIDHost, Port: d.port}, guest, unix.EADDRINUSE)
+	}
+	g := &guestQueue{demux: d, guest: guest, queue: make(chan *Conn, backlog), gone: make(chan struct{})}
+	d.guests[guest.CID] = g
+	return g, nil
+}
+
+// Close closes the shared socket and every guest's listener.
+func (d *Demux) Close() error {
+	err := d.l.Close()
+	<-d.done
+	d.mu.Lock()
+	d.closed = true
+	guests := d.guests
+	d.guests = map[uint32]*guestQueue{}
+	d.mu.Unlock()
+	for _, g := range guests {
+		g.end()
+	}
+	return err
+}
+
+type guestQueue struct {
+	demux *Demux
+	guest Addr
+	queue chan *Conn
+	once  sync.Once
+	gone  chan struct{}
+}
+
+func (g *guestQueue) Accept() (net.Conn, error) {
+	select {
+	case c := <-g.queue:
+		return c, nil
+	case <-g.gone:
+		return nil, opError("accept", Addr{CID: CIDHost, Port: g.demux.port}, g.guest, net.ErrClosed)
+	}
+}
+
+func (g *guestQueue) Addr() net.Addr { return Addr{CID: CIDHost, Port: g.demux.port} }
+
+func (g *guestQueue) Close() error {
+	g.demux.mu.Lock()
+	if g.demux.guests[g.guest.CID] == g {
+		delete(g.demux.guests, g.guest.CID)
+	}
+	g.demux.mu.Unlock()
+	g.end()
+	return nil
+}
+
+func (g *guestQueue) end() {
+	g.once.Do(func() {
+		close(g.gone)
+		for {
+			select {
+			case c := <-g.queue:
+				c.Close()
+			default:
+				return
+			}
+		}
+	})
+}
