@@ -89,7 +89,10 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 	case errors.Is(err, vmm.ErrGone):
 		e, _ := vmm.ReadExit(dir)
 		v.log.Info("a VM ended while the service was away", "reason", e.Reason, "message", e.Message)
-		return s.enterAdopted(v, func() { s.remove(v) })
+		return s.enterAdopted(v, func() {
+			close(v.started)
+			s.remove(v)
+		})
 	case err != nil:
 		return err
 	}
@@ -97,6 +100,7 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 	if r.State != recordRunning {
 		// Nobody waits for the rest of its start any more.
 		return s.enterAdopted(v, func() {
+			close(v.started)
 			s.abandon(context.Background(), v)
 			s.remove(v)
 		})
@@ -105,8 +109,7 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 		return err
 	}
 	v.agent.MarkReady()
-	s.running.Add(1)
-	return s.enterAdopted(v, func() { go s.run(s.quit, v, nil) })
+	return s.enterAdopted(v, func() { s.run(s.quit, v, nil) })
 }
 
 func (s *Service) vmOf(dir string, r record) *vm {
@@ -122,8 +125,8 @@ func (s *Service) vmOf(dir string, r record) *vm {
 	}
 }
 
-// enterAdopted puts a found VM into the table before anything is done with
-// it.
+// enterAdopted puts a found VM into the table and then does with it what has
+// to be done, in a goroutine of the VM's.
 func (s *Service) enterAdopted(v *vm, then func()) error {
 	s.mu.Lock()
 	other := s.vms[v.key]
@@ -138,6 +141,6 @@ func (s *Service) enterAdopted(v *vm, then func()) error {
 	if other != nil {
 		return errors.New("another VM has the same owner and name: " + strconv.Quote(v.key.name))
 	}
-	then()
+	s.running.Go(then)
 	return nil
 }

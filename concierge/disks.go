@@ -61,7 +61,6 @@ func (s *Service) diskPath(o policy.Owner, name string) (path string, exists boo
 // CreateDiskImage makes a raw disk image for a VM, sparse unless the request
 // says otherwise.
 func (s *Service) CreateDiskImage(_ context.Context, sub policy.Subject, req *pb.CreateDiskImageRequest, files []*os.File) (*pb.CreateDiskImageResponse, error) {
-	closeFiles(files)
 	if err := checkCreate(req, len(files)); err != nil {
 		return nil, err
 	}

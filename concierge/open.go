@@ -251,3 +251,16 @@ func dup(f *os.File) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
+
+func dupAll(files []*os.File) ([]*os.File, error) {
+	var own []*os.File
+	for _, f := range files {
+		d, err := dup(f)
+		if err != nil {
+			closeFiles(own)
+			return nil, err
+		}
+		own = append(own, d)
+	}
+	return own, nil
+}

@@ -2,7 +2,6 @@ package concierge
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -20,10 +19,18 @@ import (
 
 // Errors a caller of the own interface can branch on.
 var (
-	ErrNotFound   = errors.New("no such VM")
-	ErrNotRunning = errors.New("the VM is not running")
-	ErrInvalid    = errors.New("invalid argument")
+	ErrNotFound   = &kind{"no such VM", "NotFound"}
+	ErrNotRunning = &kind{"the VM is not running", "NotRunning"}
+	ErrInvalid    = &kind{"invalid argument", "InvalidArgument"}
 )
+
+// A kind is a sort of error with a name for clients.
+type kind struct{ text, name string }
+
+func (k *kind) Error() string { return k.text }
+
+// BusErrorName is the error's name on our own interfaces.
+func (k *kind) BusErrorName() string { return "io.github.auberge_vm.Error." + k.name }
 
 // An Opener opens a file with a caller's rights.
 type Opener interface {

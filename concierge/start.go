@@ -21,10 +21,9 @@ import (
 
 // StartVm starts a VM and returns when its guest is configured. A VM that
 // runs already is a success; one that is being started is waited for. The
-// start goes on when the caller leaves. The files belong to the call's fds,
-// in their order, and are closed when it returns.
+// start goes on when the caller leaves. The files belong to the request's fds,
+// in their order, and stay the caller's.
 func (s *Service) StartVm(ctx context.Context, sub policy.Subject, req *pb.StartVmRequest, files []*os.File) (*pb.StartVmResponse, error) {
-	defer func() { closeFiles(files) }()
 	if err := policy.CheckName(req.Name); err != nil {
 		return nil, err
 	}
@@ -35,7 +34,6 @@ func (s *Service) StartVm(ctx context.Context, sub policy.Subject, req *pb.Start
 		}
 		if mine {
 			s.begin(v, sub, req, files)
-			files = nil // the start owns them now
 		}
 		select {
 		case <-v.started:
@@ -121,13 +119,17 @@ func vmType(req *pb.StartVmRequest) pb.VmInfo_VmType {
 	return req.VmType
 }
 
-// begin starts the VM's own goroutine.
+// begin starts the VM's own goroutine, which may outlive the call: it works
+// with its own descriptors.
 func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files []*os.File) {
-	s.running.Add(1)
-	go s.run(v.starting, v, func(ctx context.Context) error {
+	own, err := dupAll(files)
+	start := func(ctx context.Context) error {
 		defer v.abort(nil)
-		p, err := s.prepare(ctx, v, sub, req, files)
-		closeFiles(files)
+		defer closeFiles(own)
+		if err != nil {
+			return err
+		}
+		p, err := s.prepare(ctx, v, sub, req, own)
 		if err == nil {
 			err = s.boot(ctx, v, p)
 			p.close()
@@ -136,7 +138,8 @@ func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files
 			return errStopped
 		}
 		return err
-	})
+	}
+	s.running.Go(func() { s.run(v.starting, v, start) })
 }
 
 // boot makes a VM of a plan. On failure nothing of it runs any more.

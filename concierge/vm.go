@@ -113,7 +113,6 @@ func (v *vm) stopReason() pb.VmStopReason {
 // run is the life of a VM: boot starts it; without boot it runs already, found
 // after a restart. It returns with the VM gone, or still there when the service ends.
 func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) error) {
-	defer s.running.Done()
 	if boot == nil {
 		v.setStatus(pb.VmStatus_VM_STATUS_RUNNING)
 		v.log.Info("found the VM running", "pid", v.machine.PID(), "cid", v.cid)

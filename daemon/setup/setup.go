@@ -1,0 +1,149 @@
+// Package setup is what the mains of the daemons have in common: flags and
+// the configuration file behind them, logging, and the user under which other
+// processes run.
+package setup
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/auberge-vm/auberge/policy"
+)
+
+// Options are the flags that every daemon has.
+type Options struct {
+	Bus        string
+	StateDir   string
+	RuntimeDir string
+	ImageDir   string
+	Accel      string
+	Vsock      string
+	Config     string
+	LogLevel   slog.Level
+	Broadcast  bool
+}
+
+// AddFlags declares the common flags.
+func (o *Options) AddFlags(f *pflag.FlagSet) {
+	f.StringVar(&o.Bus, "bus", "system", "the bus: system, session or a D-Bus address")
+	f.StringVar(&o.StateDir, "state-dir", "", "where disk images and settings are kept (default /var/lib/auberge; below $XDG_STATE_HOME on a session bus)")
+	f.StringVar(&o.RuntimeDir, "runtime-dir", "", "where running VMs have their sockets (default /run/auberge; below $XDG_RUNTIME_DIR on a session bus)")
+	f.StringVar(&o.ImageDir, "image-dir", "/usr/share/auberge/image", "the installed guest image")
+	f.StringVar(&o.Accel, "accel", "auto", "accelerator: auto (KVM when a probe shows that it runs guests), kvm or tcg")
+	f.StringVar(&o.Vsock, "vsock", "auto", "vsock transport: auto (user), user (a private Unix socket per VM) or kernel (vhost-vsock)")
+	f.StringVar(&o.Config, "config", "", "configuration file: lines of \"flag = value\"; the command line wins")
+	f.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	f.BoolVar(&o.Broadcast, "broadcast-signals", false, "send signals to everybody instead of the VM's owner (always so on a session bus)")
+}
+
+// Finish reads the configuration file and fills in what depends on the bus.
+func (o *Options) Finish(f *pflag.FlagSet) error {
+	if o.Config != "" {
+		if err := loadConfig(f, o.Config); err != nil {
+			return err
+		}
+	}
+	session := o.Bus == "session"
+	o.Broadcast = o.Broadcast || session
+	if o.StateDir == "" {
+		o.StateDir = "/var/lib/auberge"
+		if session {
+			o.StateDir = filepath.Join(xdg("XDG_STATE_HOME", ".local/state"), "auberge")
+		}
+	}
+	if o.RuntimeDir == "" {
+		o.RuntimeDir = "/run/auberge"
+		if session {
+			dir := os.Getenv("XDG_RUNTIME_DIR")
+			if dir == "" {
+				return errors.New("XDG_RUNTIME_DIR is not set: give --runtime-dir")
+			}
+			o.RuntimeDir = filepath.Join(dir, "auberge")
+		}
+	}
+	return nil
+}
+
+func xdg(variable, below string) string {
+	if d := os.Getenv(variable); filepath.IsAbs(d) {
+		return d
+	}
+	home, _ := os.UserHomeDir()
+	return filepath.Join(home, below)
+}
+
+// loadConfig sets flags from a file of "flag = value" lines. Empty lines and
+// lines that begin with # say nothing.
+func loadConfig(f *pflag.FlagSet, path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	defer file.Close()
+	sc := bufio.NewScanner(file)
+	for n := 1; sc.Scan(); n++ {
+		line := strings.TrimSpace(sc.Text())
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		name, value, ok := strings.Cut(line, "=")
+		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		flag := f.Lookup(name)
+		if !ok || flag == nil || name == "config" {
+			return fmt.Errorf("%s:%d: %q is no setting; settings are the flags without their dashes", path, n, line)
+		}
+		if flag.Changed {
+			continue
+		}
+		if err := flag.Value.Set(value); err != nil {
+			return fmt.Errorf("%s:%d: %s: %w", path, n, name, err)
+		}
+	}
+	return sc.Err()
+}
+
+// Logger logs to standard error, without the time under systemd, whose
+// journal has its own.
+func (o *Options) Logger() *slog.Logger {
+	h := &slog.HandlerOptions{Level: o.LogLevel}
+	if os.Getenv("JOURNAL_STREAM") != "" {
+		h.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, h))
+}
+
+// LookupUser finds a user by name or number.
+func LookupUser(name string) (policy.Credential, error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		if _, nerr := strconv.ParseUint(name, 10, 32); nerr == nil {
+			u, err = user.LookupId(name)
+		}
+	}
+	if err != nil {
+		return policy.Credential{}, err
+	}
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return policy.Credential{}, fmt.Errorf("uid %q of user %s: %w", u.Uid, name, err)
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return policy.Credential{}, fmt.Errorf("gid %q of user %s: %w", u.Gid, name, err)
+	}
+	return policy.Credential{UID: uint32(uid), GID: uint32(gid)}, nil
+}

@@ -1,0 +1,76 @@
+// Vm_concierge owns the virtual machines and disk images of this machine's
+// users and serves org.chromium.VmConcierge.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	sddaemon "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"github.com/auberge-vm/auberge/concierge"
+	"github.com/auberge-vm/auberge/dbus"
+	"github.com/auberge-vm/auberge/policy"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == policy.OpenCommand {
+		os.Exit(policy.OpenMain(os.Args[2:]))
+	}
+	var o options
+	cmd := &cobra.Command{
+		Use:           "vm_concierge",
+		Short:         "Virtual machines for every user, over D-Bus",
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.Finish(cmd.Flags()); err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			return run(ctx, &o)
+		},
+	}
+	o.addFlags(cmd.Flags())
+	if err := cmd.Execute(); err != nil {
+		fmt.Fprintln(os.Stderr, "vm_concierge:", err)
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx is done. VMs run on.
+func run(ctx context.Context, o *options) error {
+	log := o.Logger()
+	cfg, err := o.config(log)
+	if err != nil {
+		return err
+	}
+	events := &events{log: log, ready: make(chan struct{})}
+	cfg.Events = events
+	service, err := concierge.New(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer service.Close()
+	server, err := dbus.New(
+		[]dbus.Service{dbus.ConciergeService(service)},
+		[]dbus.OwnInterface{dbus.Concierge1Interface(own{service})},
+		dbus.Options{Bus: o.Bus, Log: log, BroadcastSignals: o.Broadcast})
+	if err != nil {
+		return err
+	}
+	events.server = server
+	return server.Run(ctx, func() {
+		close(events.ready)
+		log.Info("ready", "bus", o.Bus)
+		if _, err := sddaemon.SdNotify(false, sddaemon.SdNotifyReady); err != nil {
+			log.Warn("tell the service manager", "err", err)
+		}
+	})
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/spf13/pflag"
+
+	"github.com/auberge-vm/auberge/concierge"
+	"github.com/auberge-vm/auberge/daemon/setup"
+	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+type options struct {
+	setup.Options
+	supervisor string
+	qemu       string
+	backend    string
+	vmUser     string
+	network    string
+	pool       string
+}
+
+func (o *options) addFlags(f *pflag.FlagSet) {
+	o.AddFlags(f)
+	f.StringVar(&o.supervisor, "supervisor", "", "the program auberge-vm (default: beside this one)")
+	f.StringVar(&o.qemu, "qemu", "qemu-system-x86_64", "the QEMU program")
+	f.StringVar(&o.backend, "vsock-backend", "vhost-device-vsock", "the program that serves vsock in user mode")
+	f.StringVar(&o.vmUser, "vm-user", "auberge-vm", "the user under which VMs run, when this service may switch users")
+	f.StringVar(&o.network, "network", "user", "what VMs reach unless their owner chose otherwise: none, restricted or user")
+	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
+}
+
+// config makes the service's configuration of the flags.
+func (o *options) config(log *slog.Logger) (concierge.Config, error) {
+	cfg := concierge.Config{
+		StateDir: o.StateDir, RuntimeDir: o.RuntimeDir, ImageDir: o.ImageDir,
+		Network: concierge.NetworkMode(o.network), VMGroup: -1,
+		Opener: &policy.Opener{}, Log: log,
+	}
+	var err error
+	if cfg.Pool, err = netip.ParsePrefix(o.pool); err != nil {
+		return cfg, fmt.Errorf("--address-pool: %w", err)
+	}
+	if !cfg.Network.Valid() {
+		return cfg, fmt.Errorf("--network %q: must be none, restricted or user", o.network)
+	}
+	switch o.Accel {
+	case "auto":
+	case string(vmm.AccelKVM), string(vmm.AccelTCG):
+		cfg.Accel = vmm.Accel(o.Accel)
+	default:
+		return cfg, fmt.Errorf("--accel %q: must be auto, kvm or tcg", o.Accel)
+	}
+	switch o.Vsock {
+	case "auto", string(vsock.ModeUser):
+		cfg.Vsock = vsock.ModeUser
+	case string(vsock.ModeKernel):
+		cfg.Vsock = vsock.ModeKernel
+	default:
+		return cfg, fmt.Errorf("--vsock %q: must be auto, user or kernel", o.Vsock)
+	}
+	if err := o.launcher(&cfg, log); err != nil {
+		return cfg, err
+	}
+	return cfg, nil
+}
+
+// launcher decides how VMs are started, and as whom: never as root and never
+// with a capability.
+func (o *options) launcher(cfg *concierge.Config, log *slog.Logger) error {
+	program, err := o.supervisorPath()
+	if err != nil {
+		return err
+	}
+	l := &vmm.Launcher{Program: program, Args: []string{"--qemu", o.qemu, "--vsock-backend", o.backend}}
+	cfg.Launcher = l
+	if !policy.CanSwitch() {
+		log.Warn("this service cannot switch users and serves its own user only", "uid", os.Geteuid())
+		own := policy.Credential{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+		l.Start = func(cmd *exec.Cmd) error { return policy.StartAs(cmd, own) }
+		return nil
+	}
+	cred, err := setup.LookupUser(o.vmUser)
+	if err != nil {
+		return fmt.Errorf("--vm-user: %w (VMs never run as root; create a system user for them, or name one)", err)
+	}
+	if cred.UID == 0 || cred.UID == uint32(os.Geteuid()) {
+		return fmt.Errorf("--vm-user %s: VMs must not run as root or as this service's own user", o.vmUser)
+	}
+	if os.Geteuid() == 0 {
+		cfg.VMGroup = int(cred.GID)
+	} else {
+		// The service cannot give files away, so both meet in its own group.
+		cred.GID = uint32(os.Getegid())
+	}
+	l.Start = func(cmd *exec.Cmd) error { return policy.StartAs(cmd, cred) }
+	return nil
+}
+
+func (o *options) supervisorPath() (string, error) {
+	if o.supervisor != "" {
+		return filepath.Abs(o.supervisor)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	for _, p := range []string{filepath.Join(filepath.Dir(self), "auberge-vm"), "/usr/libexec/auberge/auberge-vm"} {
+		if _, err := os.Stat(p); err == nil {
+			return p, nil
+		}
+	}
+	return "", errors.New("the program auberge-vm is not beside this one: give --supervisor")
+}
