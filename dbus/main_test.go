@@ -1,0 +1,189 @@
+package dbus
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/auberge-vm/auberge/dbus/dbustest"
+	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/protos/conciergepb"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience is how long a test waits for what must happen. It is long because
+// nothing depends on it but how long a broken test runs.
+const patience = 30 * time.Second
+
+var errUnset = errors.New("the test does not expect this call")
+
+// handler is a Concierge and a Concierge1 made of functions.
+type handler struct {
+	startVm          func(context.Context, policy.Subject, *conciergepb.StartVmRequest, []*os.File) (*conciergepb.StartVmResponse, error)
+	stopVm           func(context.Context, policy.Subject, *conciergepb.StopVmRequest) (*conciergepb.SuccessFailureResponse, error)
+	getVmInfo        func(context.Context, policy.Subject, *conciergepb.GetVmInfoRequest) (*conciergepb.GetVmInfoResponse, error)
+	listVms          func(context.Context, policy.Subject, *conciergepb.ListVmsRequest) (*conciergepb.ListVmsResponse, error)
+	createDiskImage  func(context.Context, policy.Subject, *conciergepb.CreateDiskImageRequest, []*os.File) (*conciergepb.CreateDiskImageResponse, error)
+	destroyDiskImage func(context.Context, policy.Subject, *conciergepb.DestroyDiskImageRequest) (*conciergepb.DestroyDiskImageResponse, error)
+	listVmDisks      func(context.Context, policy.Subject, *conciergepb.ListVmDisksRequest) (proto.Message, error)
+	connectVsock     func(context.Context, policy.Subject, string, uint32) (*os.File, error)
+	configureVm      func(context.Context, policy.Subject, string, VMSettings) error
+}
+
+func (h *handler) StartVm(ctx context.Context, s policy.Subject, req *conciergepb.StartVmRequest, fds []*os.File) (*conciergepb.StartVmResponse, error) {
+	if h.startVm == nil {
+		return nil, errUnset
+	}
+	return h.startVm(ctx, s, req, fds)
+}
+
+func (h *handler) StopVm(ctx context.Context, s policy.Subject, req *conciergepb.StopVmRequest) (*conciergepb.SuccessFailureResponse, error) {
+	if h.stopVm == nil {
+		return nil, errUnset
+	}
+	return h.stopVm(ctx, s, req)
+}
+
+func (h *handler) GetVmInfo(ctx context.Context, s policy.Subject, req *conciergepb.GetVmInfoRequest) (*conciergepb.GetVmInfoResponse, error) {
+	if h.getVmInfo == nil {
+		return nil, errUnset
+	}
+	return h.getVmInfo(ctx, s, req)
+}
+
+func (h *handler) ListVms(ctx context.Context, s policy.Subject, req *conciergepb.ListVmsRequest) (*conciergepb.ListVmsResponse, error) {
+	if h.listVms == nil {
+		return nil, errUnset
+	}
+	return h.listVms(ctx, s, req)
+}
+
+func (h *handler) CreateDiskImage(ctx context.Context, s policy.Subject, req *conciergepb.CreateDiskImageRequest, fds []*os.File) (*conciergepb.CreateDiskImageResponse, error) {
+	if h.createDiskImage == nil {
+		return nil, errUnset
+	}
+	return h.createDiskImage(ctx, s, req, fds)
+}
+
+func (h *handler) DestroyDiskImage(ctx context.Context, s policy.Subject, req *conciergepb.DestroyDiskImageRequest) (*conciergepb.DestroyDiskImageResponse, error) {
+	if h.destroyDiskImage == nil {
+		return nil, errUnset
+	}
+	return h.destroyDiskImage(ctx, s, req)
+}
+
+func (h *handler) ListVmDisks(ctx context.Context, s policy.Subject, req *conciergepb.ListVmDisksRequest) (proto.Message, error) {
+	if h.listVmDisks == nil {
+		return nil, errUnset
+	}
+	return h.listVmDisks(ctx, s, req)
+}
+
+func (h *handler) ConnectVsock(ctx context.Context, s policy.Subject, name string, port uint32) (*os.File, error) {
+	if h.connectVsock == nil {
+		return nil, errUnset
+	}
+	return h.connectVsock(ctx, s, name, port)
+}
+
+func (h *handler) ConfigureVm(ctx context.Context, s policy.Subject, name string, settings VMSettings) error {
+	if h.configureVm == nil {
+		return errUnset
+	}
+	return h.configureVm(ctx, s, name, settings)
+}
+
+// echo answers GetVmInfo with what it was asked for.
+func echo(_ context.Context, s policy.Subject, req *conciergepb.GetVmInfoRequest) (*conciergepb.GetVmInfoResponse, error) {
+	return &conciergepb.GetVmInfoResponse{
+		Success: true,
+		VmInfo:  &conciergepb.VmInfo{PermissionToken: req.Name, Cid: int64(s.Owner.UID)},
+	}, nil
+}
+
+// serve runs a server of h on bus until the test ends, or stop is called.
+func serve(t testing.TB, bus *dbustest.Bus, h *handler, opts Options) (s *Server, stop func()) {
+	t.Helper()
+	opts.Bus = bus.Address
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	s, err := New([]Service{ConciergeService(h)}, []OwnInterface{Concierge1Interface(h)}, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- s.Run(ctx, func() { close(ready) }) }()
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error("Run:", err)
+		}
+	}
+	select {
+	case <-ready:
+	case err := <-ended:
+		t.Fatal("Run:", err)
+	}
+	t.Cleanup(stop)
+	return s, stop
+}
+
+// invoke calls a method of vm_concierge and returns its results.
+func invoke(t testing.TB, c *dbus.Conn, iface, member string, args ...any) ([]any, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	r := c.Object(ConciergeName, ConciergePath).CallWithContext(ctx, iface+"."+member, 0, args...)
+	return r.Body, r.Err
+}
+
+// callProto calls a method of org.chromium.VmConcierge with a message.
+func callProto(t testing.TB, c *dbus.Conn, member string, req, resp proto.Message, more ...any) error {
+	t.Helper()
+	data, err := proto.Marshal(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	results, err := invoke(t, c, ConciergeInterface, member, append([]any{data}, more...)...)
+	if err != nil {
+		return err
+	}
+	if err := proto.Unmarshal(results[0].([]byte), resp); err != nil {
+		t.Fatal(err)
+	}
+	return nil
+}
+
+// errorName is the name of the D-Bus error that err is, or what else it is.
+func errorName(err error) string {
+	var e dbus.Error
+	if errors.As(err, &e) {
+		return e.Name
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return "success"
+}
+
+func wantError(t testing.TB, err error, name string) {
+	t.Helper()
+	if got := errorName(err); got != name {
+		t.Fatalf("got %v (%v), want %s", got, err, name)
+	}
+}

@@ -1,0 +1,108 @@
+package dbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/auberge-vm/auberge/policy"
+)
+
+// An OwnInterface is one of ours, io.github.auberge_vm.*, on a service's
+// object. Its methods have plain D-Bus types, so that a shell script can use
+// them.
+type OwnInterface struct {
+	Path, Name string
+	Methods    []PlainMethod
+}
+
+// A PlainMethod takes and returns plain D-Bus types.
+type PlainMethod struct {
+	Name    string
+	In, Out []Arg
+	Right   policy.Right
+	Timeout time.Duration // zero means DefaultTimeout
+
+	handle func(context.Context, *plainCall) ([]any, error)
+}
+
+// An Arg is an argument or a result. Arguments are of the types s, u and
+// a{sv}; an argument owner_id is the owner word of a RightOwn method.
+type Arg struct{ Name, Type string }
+
+// A plainCall is what the handler of a PlainMethod is called with: a string,
+// uint32 or map[string]any for each of In.
+type plainCall struct {
+	session *session
+	subject policy.Subject
+	args    []any
+}
+
+// ownerArg is the name of the argument with the owner word.
+const ownerArg = "owner_id"
+
+func (m *PlainMethod) check() error {
+	switch {
+	case m.handle == nil:
+		return errors.New("it has no handler")
+	case !knownRight(m.Right):
+		return fmt.Errorf("nobody has the right %q", m.Right)
+	case m.Right == policy.RightOwn && m.ownerIndex() < 0:
+		return errors.New("it has no argument owner_id")
+	}
+	for _, arg := range m.In {
+		if arg.Type != "s" && arg.Type != "u" && arg.Type != "a{sv}" {
+			return fmt.Errorf("arguments of type %q can't be read", arg.Type)
+		}
+	}
+	return nil
+}
+
+func (m *PlainMethod) ownerIndex() int {
+	for i, arg := range m.In {
+		if arg.Name == ownerArg && arg.Type == "s" {
+			return i
+		}
+	}
+	return -1
+}
+
+// plainEndpoint answers the calls of a PlainMethod.
+type plainEndpoint struct{ PlainMethod }
+
+func (e *plainEndpoint) serve(ctx context.Context, c *call) (body, error) {
+	caller, err := c.identify(ctx)
+	if err != nil {
+		return body{}, err
+	}
+	args, err := readArgs(c.message, e.In)
+	if err != nil {
+		return body{}, newError(errInvalidArgs, "%v", err)
+	}
+	c.raw = nil
+	c.ticket.parsed()
+	word := ""
+	if i := e.ownerIndex(); i >= 0 {
+		word = args[i].(string)
+	}
+	subject, err := c.session.server.subject(caller, e.Right, word)
+	if err != nil {
+		return body{}, asCallError(err, ErrorFailed)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeoutOr(e.Timeout))
+	defer cancel()
+	results, err := e.handle(ctx, &plainCall{session: c.session, subject: subject, args: args})
+	if err != nil {
+		return body{}, asCallError(err, ErrorFailed)
+	}
+	b, err := writeResults(results)
+	if err == nil && b.sig != signatureOf(e.Out) {
+		closeAll(b.fds)
+		err = fmt.Errorf("results of type %q", b.sig)
+	}
+	if err != nil {
+		return body{}, fmt.Errorf("%w: can't encode the answer of %s: %w", errDefect, e.Name, err)
+	}
+	return b, nil
+}

@@ -1,0 +1,175 @@
+package dbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/auberge-vm/auberge/policy"
+)
+
+// Options say how a Server is run.
+type Options struct {
+	// Bus is "system", "session" or a D-Bus server address.
+	Bus string
+	// Log may be nil.
+	Log *slog.Logger
+	// BroadcastSignals sends signals to every connection that asks for them,
+	// as on a session bus, instead of to those that may see them.
+	BroadcastSignals bool
+	// DaemonUIDs are the users of Auberge's own daemons: they get all signals
+	// and have policy.RightDaemon.
+	DaemonUIDs []uint32
+	// UserExists is policy.UserExists unless set.
+	UserExists policy.UserLookup
+	Limits     Limits
+}
+
+// ErrNameTaken means that somebody else owns the service's name on the bus.
+var ErrNameTaken = errors.New("the name on the bus is taken")
+
+const (
+	minRedial = 50 * time.Millisecond
+	maxRedial = 2 * time.Second
+)
+
+// A Server offers services on a bus.
+type Server struct {
+	opts    Options
+	log     *slog.Logger
+	names   []string
+	objects map[string]*object
+	signals map[string]exportedSignal
+	gate    *gate
+	drain   func()
+
+	calls   context.Context // of calls in progress; Run's
+	running atomic.Bool
+	current atomic.Pointer[session]
+}
+
+// New makes a server of the given tables. It fails on a table with a mistake:
+// a method without a handler, without a right, or one about somebody's VMs
+// whose request names no owner.
+func New(services []Service, own []OwnInterface, opts Options) (*Server, error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.UserExists == nil {
+		opts.UserExists = policy.UserExists
+	}
+	opts.Limits = opts.Limits.withDefaults()
+	s := &Server{
+		opts: opts, log: opts.Log, gate: newGate(opts.Limits),
+		objects: map[string]*object{}, signals: map[string]exportedSignal{},
+	}
+	s.drain = sync.OnceFunc(s.drainCalls)
+	for _, service := range services {
+		if err := s.exportService(service); err != nil {
+			return nil, fmt.Errorf("can't export %s: %w", service.Interface, err)
+		}
+	}
+	for _, o := range own {
+		if err := s.exportOwn(o); err != nil {
+			return nil, fmt.Errorf("can't export %s: %w", o.Name, err)
+		}
+	}
+	return s, s.exportStandard()
+}
+
+// Run connects to the bus, takes the services' names and serves until ctx
+// ends; onReady, which may be nil, is called when the names are owned for the
+// first time. It fails when that can't be reached. After that a bus that goes
+// away is dialled again for as long as it takes: calls in progress go on, their
+// replies are dropped, and everybody's identity is forgotten.
+//
+// The end of ctx ends the contexts of calls in progress; Run returns when
+// their replies are sent. A Server is run once.
+func (s *Server) Run(ctx context.Context, onReady func()) error {
+	if s.running.Swap(true) {
+		return errors.New("the server was run before")
+	}
+	s.calls = ctx
+	defer s.drain()
+	ready := false
+	delay := minRedial
+	for {
+		err := s.serve(ctx, func() {
+			delay = minRedial
+			if !ready && onReady != nil {
+				onReady()
+			}
+			ready = true
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !ready {
+			return err
+		}
+		s.log.Warn("lost the bus, will connect again", "err", err, "after", delay)
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return nil
+		}
+		delay = min(2*delay, maxRedial)
+	}
+}
+
+// serve runs one session on the bus from its beginning to its end.
+func (s *Server) serve(ctx context.Context, onReady func()) error {
+	sock, err := dial(ctx, s.opts.Bus)
+	if err != nil {
+		return err
+	}
+	sess, end := newSession(ctx, s, sock)
+	defer end()
+	if err := sess.setUp(); err != nil {
+		return err
+	}
+	onReady()
+	select {
+	case <-sess.ctx.Done():
+		if ctx.Err() == nil {
+			return context.Cause(sess.ctx)
+		}
+	case err := <-sess.lost:
+		return err
+	}
+	s.drain() // while replies can still be sent
+	return nil
+}
+
+func (s *Server) drainCalls() {
+	ctx, cancel := context.WithTimeout(context.Background(), s.opts.Limits.Drain)
+	defer cancel()
+	if err := s.gate.drain(ctx); err != nil {
+		s.log.Error("calls in progress ignore the shutdown", "err", err)
+	}
+}
+
+// subject says whether the caller has the right that a method needs, and
+// whose VMs the owner word of its request means.
+func (s *Server) subject(caller policy.Caller, right policy.Right, word string) (policy.Subject, error) {
+	subject := policy.Subject{Caller: caller}
+	switch right {
+	case policy.RightAny:
+		return subject, nil
+	case policy.RightDaemon:
+		if slices.Contains(s.opts.DaemonUIDs, caller.UID) {
+			return subject, nil
+		}
+		return subject, fmt.Errorf("%w: this is for Auberge's daemons only", policy.ErrDenied)
+	case policy.RightOwn:
+		owner, err := policy.ResolveOwner(caller, word, s.opts.UserExists)
+		subject.Owner = owner
+		return subject, err
+	}
+	return subject, fmt.Errorf("%w: nobody has the right %q", policy.ErrDenied, right)
+}

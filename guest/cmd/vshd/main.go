@@ -1,0 +1,40 @@
+// Command vshd gives the host shells in the guest. It runs as root in the VM,
+// under PID 1, and listens on vsock port 9001.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/auberge-vm/auberge/guest/vshd"
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+func main() {
+	reserved := flag.Bool("reserved-only", false, "accept streams from the host's reserved source ports only; needed where the host's vsock is the kernel's")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "vshd: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	}
+	syscall.Umask(0o022) // sessions inherit it
+	if err := run(*reserved); err != nil {
+		slog.Error("vshd failed", "err", err)
+		os.Exit(1)
+	}
+}
+
+func run(reserved bool) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	l, err := vsock.ListenGuest(vsock.PortVshd, reserved)
+	if err != nil {
+		return fmt.Errorf("listen for shells: %w", err)
+	}
+	return vshd.New().Serve(ctx, l)
+}

@@ -1,0 +1,145 @@
+package maitred
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/auberge-vm/auberge/guest/core"
+	"github.com/auberge-vm/auberge/vsock"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+)
+
+const (
+	// endGrace is how long processes may take to end after SIGTERM
+	// (shared/specs/chromeos.md 4.2).
+	endGrace = 10 * time.Second
+	// answerGrace is how long answers may take to leave once all processes
+	// have ended.
+	answerGrace = time.Second
+)
+
+// endSignals make PID 1 power off: our own poweroff command, Ctrl-Alt-Del,
+// and what busybox's commands send.
+var endSignals = []os.Signal{unix.SIGPWR, unix.SIGTERM, unix.SIGINT, unix.SIGUSR1, unix.SIGUSR2}
+
+// deadlySignals would end a Go program, which PID 1 must not. They cannot be
+// ignored instead, because children would inherit that.
+var deadlySignals = []os.Signal{
+	unix.SIGHUP, unix.SIGQUIT, unix.SIGABRT, unix.SIGTRAP, unix.SIGSTKFLT, unix.SIGSYS,
+}
+
+// runStageTwo is the VM's PID 1. It returns only when it cannot work or the
+// machine cannot be switched off.
+func runStageTwo() error {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, slices.Concat(endSignals, deadlySignals)...)
+	log := core.NewLogger("maitred")
+	params, err := core.ReadParams()
+	if err != nil {
+		return err
+	}
+	setUpSystem(log, params)
+
+	table := core.NewTable(log)
+	services := core.NewSupervisor(table, log)
+	server := NewServer(table, services, log)
+	listener, err := vsock.ListenGuest(vsock.PortMaitred, params.ReservedVsock)
+	if err != nil {
+		return fmt.Errorf("the host cannot reach this VM: %w", err)
+	}
+	face := server.register()
+	var running sync.WaitGroup
+	failed := make(chan error, 1)
+	running.Go(func() { failed <- face.Serve(listener) })
+	startShells(log, services, params)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	running.Go(func() { announce(ctx, log, readyPort(params)) })
+
+	err = awaitEnd(log, signals, server.shutdown, failed)
+	cancel()
+	if err != nil {
+		return err
+	}
+	services.Stop()
+	if err := table.EndAll(endGrace); err != nil {
+		log.Error("going on without them", "err", err)
+	}
+	stopServer(face)
+	running.Wait()
+	return core.PowerOff(log)
+}
+
+// setUpSystem makes the rest of what programs expect. A VM that lacks a part
+// of it can still be looked into, so nothing here ends the boot.
+func setUpSystem(log *slog.Logger, params core.Params) {
+	for _, m := range core.SystemMounts {
+		if err := m.MakeAndMount(); err != nil {
+			log.Error("a part of the system is missing", "err", err)
+		}
+	}
+	steps := []func() error{
+		func() error { return core.SetHostname(params, "/") },
+		core.LoopbackUp,
+		func() error { return core.LinkResolver("/", !params.WritableRoot) },
+		// Ctrl-Alt-Del becomes SIGINT for us instead of a reset.
+		func() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF) },
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			log.Error("a part of the system is not set up", "err", err)
+		}
+	}
+}
+
+// startShells keeps vshd running, which writes to the console.
+func startShells(log *slog.Logger, services *core.Supervisor, params core.Params) {
+	args := []string{"vshd"}
+	if params.ReservedVsock {
+		args = append(args, "--reserved-only")
+	}
+	err := services.Start("vshd", core.Command{
+		Path:   filepath.Join(core.AgentDir, "vshd"),
+		Args:   args,
+		Env:    os.Environ(),
+		Output: os.Stderr,
+	})
+	if err != nil {
+		log.Error("there will be no remote shells", "err", err)
+	}
+}
+
+// awaitEnd returns nil when the VM is to be powered off.
+func awaitEnd(log *slog.Logger, signals <-chan os.Signal, asked <-chan struct{}, failed <-chan error) error {
+	for {
+		select {
+		case s := <-signals:
+			if slices.Contains(endSignals, s) {
+				log.Info("shutting down", "why", "signal "+s.String())
+				return nil
+			}
+		case <-asked:
+			log.Info("shutting down", "why", "the host asked")
+			return nil
+		case err := <-failed:
+			return errors.Join(errors.New("the host can no longer reach this VM"), err)
+		}
+	}
+}
+
+// stopServer lets answers leave.
+func stopServer(face *grpc.Server) {
+	late := time.AfterFunc(answerGrace, face.Stop)
+	face.GracefulStop()
+	late.Stop()
+}

@@ -1,0 +1,11 @@
+package vshd
+
+import "time"
+
+func WithEtc(dir string) Option { return func(o *options) { o.etc = dir } }
+
+func WithSetupTimeout(d time.Duration) Option { return func(o *options) { o.setupTimeout = d } }
+
+func WithKillGrace(d time.Duration) Option { return func(o *options) { o.killGrace = d } }
+
+func WithInputLimit(n int) Option { return func(o *options) { o.inputLimit = n } }
