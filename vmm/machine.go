@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/auberge-vm/auberge/vsock"
 )
 
@@ -158,17 +160,26 @@ func (m *Machine) follow(ctx context.Context) error {
 		}
 		m.listeners[port] = vsock.NewListener(l, m.guest(0), port)
 	}
-	if m.watcher, err = dialControl(ctx, m.control()); err != nil {
+	if err := m.startWatching(ctx); err != nil {
 		m.closeListeners()
 		return err
 	}
-	if err := sendPacket(m.watcher, request{Op: opWatch}, nil); err != nil {
-		m.watcher.Close()
-		m.closeListeners()
-		return err
-	}
-	go m.watch()
 	return nil
+}
+
+func (m *Machine) startWatching(ctx context.Context) (err error) {
+	if m.pidfd, err = unix.PidfdOpen(m.process.Pid, 0); err != nil {
+		return fmt.Errorf("hold on to the VM's supervisor: %w", err)
+	}
+	if m.watcher, err = dialControl(ctx, m.control()); err == nil {
+		if err = sendPacket(m.watcher, request{Op: opWatch}, nil); err == nil {
+			go m.watch()
+			return nil
+		}
+		m.watcher.Close()
+	}
+	unix.Close(m.pidfd)
+	return err
 }
 
 func (m *Machine) closeListeners() {
@@ -193,7 +204,21 @@ func (m *Machine) watch() {
 			m.end(e)
 			return
 		case r.Exit != nil:
+			m.awaitSupervisor()
 			m.end(*r.Exit)
+			return
+		}
+	}
+}
+
+// awaitSupervisor waits for the supervisor's own end, which follows its last
+// word at once, so that nothing of the VM is left when it counts as ended.
+func (m *Machine) awaitSupervisor() {
+	fds := []unix.PollFd{{Fd: int32(m.pidfd), Events: unix.POLLIN}}
+	deadline := time.Now().Add(stageGrace)
+	for {
+		n, err := unix.Poll(fds, int(time.Until(deadline).Milliseconds()))
+		if err != unix.EINTR || n > 0 {
 			return
 		}
 	}
@@ -203,6 +228,7 @@ func (m *Machine) end(e Exit) {
 	m.once.Do(func() {
 		m.exit = e
 		m.closeListeners()
+		unix.Close(m.pidfd)
 		close(m.done)
 	})
 }

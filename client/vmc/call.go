@@ -102,4 +102,3 @@ func renamed(object map[string]json.RawMessage, names ...string) (json.RawMessag
 	}
 	return nil, false
 }
-

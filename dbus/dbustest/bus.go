@@ -117,7 +117,7 @@ func (b *Bus) Start() {
 	defer r.Close()
 	b.daemon = exec.Command("dbus-daemon", "--config-file="+b.config, "--nofork", "--nopidfile", "--print-address=3")
 	b.daemon.ExtraFiles = []*os.File{w}
-	b.daemon.Stderr = os.Stderr
+	b.daemon.Stderr = b.t.Output()
 	err = b.daemon.Start()
 	w.Close()
 	if err != nil {

@@ -49,7 +49,7 @@ func TestMountSaysWhatAndWhy(t *testing.T) {
 	if !coretest.Isolated(t, unix.CLONE_NEWNS) {
 		return
 	}
-	dir := t.TempDir()
+	dir := coretest.Dir(t)
 	err := MountPoint{Source: "x", Target: dir, Type: "nosuchfs"}.Mount()
 	if !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "cannot mount x (nosuchfs) at "+dir) ||
 		!strings.Contains(err.Error(), "this kernel does not know the file system type") {
@@ -67,38 +67,6 @@ func TestMountSaysWhatAndWhy(t *testing.T) {
 	}
 }
 
-func TestSystemMounts(t *testing.T) {
-	if !coretest.Isolated(t, unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWCGROUP|unix.CLONE_NEWIPC) {
-		return
-	}
-	// Never t.TempDir: its clean-up would empty the mounted file systems, and
-	// devtmpfs is one for the whole machine: it once deleted /dev of the host.
-	root, err := os.MkdirTemp("", "mounts")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := (MountPoint{Source: "tmpfs", Target: root, Type: "tmpfs"}).Mount(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-		os.Remove(root)
-	})
-	for _, m := range append(append([]MountPoint{}, EarlyMounts...), SystemMounts...) {
-		m.Target = root + m.Target
-		if err := m.MakeAndMount(); err != nil {
-			t.Error(err)
-		}
-	}
-	for _, path := range []string{"/proc/self", "/sys/class", "/dev/null", "/dev/pts/ptmx", "/sys/fs/cgroup/cgroup.controllers"} {
-		if _, err := os.Stat(root + path); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
 // What cannot be unmounted is made read-only; a real disk, because the
 // superblock is what changes.
 func TestUnmountMakesBusyFileSystemsReadOnly(t *testing.T) {
@@ -110,7 +78,7 @@ func TestUnmountMakesBusyFileSystemsReadOnly(t *testing.T) {
 	if err := table.Run(t.Context(), "mkfs.ext4", "-q", device); err != nil {
 		t.Skip(err)
 	}
-	target := t.TempDir()
+	target := coretest.Dir(t)
 	if err := (MountPoint{Source: device, Target: target, Type: "ext4"}).Mount(); err != nil {
 		t.Fatal(err)
 	}

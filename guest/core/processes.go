@@ -29,10 +29,6 @@ const AgentDir = "/run/auberge/bin"
 // outputLimit is how much of a program's output is kept: its last 64 KiB.
 const outputLimit = 64 << 10
 
-// drainTime is how long output is awaited from descendants of a program that
-// has itself ended.
-const drainTime = 200 * time.Millisecond
-
 // ErrTableClosed says that no process is started any more because the machine
 // is going down.
 var ErrTableClosed = errors.New("the VM is shutting down")
@@ -246,8 +242,11 @@ func (t *Table) Run(ctx context.Context, name string, args ...string) error {
 		p.Kill()
 		<-p.Done()
 	}
-	r.SetReadDeadline(time.Now().Add(drainTime))
+	// Descendants may hold the pipe open for ever; what the program itself
+	// wrote is in it by now.
+	r.SetReadDeadline(time.Unix(1, 0))
 	reading.Wait()
+	drain(r, out)
 	if err != nil {
 		return fmt.Errorf("%s was stopped: %w", name, err)
 	}
@@ -258,6 +257,26 @@ func (t *Table) Run(ctx context.Context, name string, args ...string) error {
 		return fmt.Errorf("%s: %s: %s", name, exit, said)
 	}
 	return fmt.Errorf("%s: %s", name, exit)
+}
+
+// drain reads what is in a pipe, without waiting for more.
+func drain(r *os.File, out *tail) {
+	raw, err := r.SyscallConn()
+	if err != nil {
+		return
+	}
+	const pipeCapacity = 64 << 10
+	raw.Control(func(fd uintptr) {
+		buf := make([]byte, pipeCapacity)
+		for total := 0; total < pipeCapacity; {
+			n, err := unix.Read(int(fd), buf)
+			if n <= 0 || err != nil {
+				return
+			}
+			out.Write(buf[:n])
+			total += n
+		}
+	})
 }
 
 // LookPath finds a program: an absolute path as it is, or a bare name in

@@ -23,7 +23,7 @@ func TestMakeBtrfsOnABlankDiskOnly(t *testing.T) {
 	if err := MakeBtrfs(t.Context(), table, device); err != nil {
 		t.Fatal(err)
 	}
-	target := t.TempDir()
+	target := coretest.Dir(t)
 	m := MountPoint{Source: device, Target: target, Type: "btrfs", Options: "user_subvol_rm_allowed,discard"}
 	if err := m.Mount(); err != nil {
 		t.Skipf("no btrfs here: %v", err)
@@ -75,7 +75,7 @@ func TestMakeBtrfsRefusesOtherFileSystems(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "ext4") {
 		t.Errorf("a disk with ext4: %v", err)
 	}
-	if err := (MountPoint{Source: device, Target: t.TempDir(), Type: "ext4"}).Mount(); err != nil {
+	if err := (MountPoint{Source: device, Target: coretest.Dir(t), Type: "ext4"}).Mount(); err != nil {
 		t.Errorf("the ext4 is damaged: %v", err)
 	}
 }
@@ -103,7 +103,7 @@ func TestGrowBtrfs(t *testing.T) {
 	if err := MakeBtrfs(t.Context(), table, device); err != nil {
 		t.Fatal(err)
 	}
-	target := t.TempDir()
+	target := coretest.Dir(t)
 	if err := (MountPoint{Source: device, Target: target, Type: "btrfs"}).Mount(); err != nil {
 		t.Skipf("no btrfs here: %v", err)
 	}
@@ -147,7 +147,7 @@ func TestMountRootDiskAndOverlay(t *testing.T) {
 	if err := table.Run(t.Context(), "mkfs.ext4", "-q", "-d", content, device); err != nil {
 		t.Skip(err)
 	}
-	root := t.TempDir()
+	root := coretest.Dir(t)
 	if err := MountRootDisk(device, root+"/lower", false); err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestMountRootDiskSaysWhatItLookedFor(t *testing.T) {
 		return
 	}
 	device, _ := coretest.Disk(t, 1<<20)
-	err := MountRootDisk(device, t.TempDir(), false)
+	err := MountRootDisk(device, coretest.Dir(t), false)
 	if err == nil || !strings.Contains(err.Error(), device+" holds none of the file systems") {
 		t.Errorf("an empty disk: %v", err)
 	}

@@ -34,7 +34,7 @@ func serve(t *testing.T, args ...vshd.Option) string {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	srv := vshd.New(append([]vshd.Option{vshd.WithLogger(slog.New(slog.DiscardHandler))}, args...)...)
+	srv := quiet(args...)
 	go func() { done <- srv.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		stop()
@@ -43,6 +43,11 @@ func serve(t *testing.T, args ...vshd.Option) string {
 		}
 	})
 	return path
+}
+
+// quiet makes a server that does not log.
+func quiet(args ...vshd.Option) *vshd.Server {
+	return vshd.New(append([]vshd.Option{vshd.WithLogger(slog.New(slog.DiscardHandler))}, args...)...)
 }
 
 // self is the user that the tests run as, whom every server may serve.

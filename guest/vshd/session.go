@@ -15,8 +15,11 @@ import (
 	"github.com/auberge-vm/auberge/protos/vshpb"
 )
 
-// errGone is why a session ends whose client closed the stream.
-var errGone = errors.New("the client is gone")
+// Why a session ends before its process does.
+var (
+	errGone     = errors.New("the client is gone")
+	errStopping = errors.New("vshd is stopping")
+)
 
 // A session joins a stream and a process.
 type session struct {
@@ -33,8 +36,10 @@ type session struct {
 // first, the session's processes are gone when it returns.
 func (s *session) run(ctx context.Context) (int, error) {
 	defer s.proc.close()
-	ctx, lose := context.WithCancelCause(ctx)
+	server := ctx
+	ctx, lose := context.WithCancelCause(context.WithoutCancel(server))
 	defer lose(nil)
+	defer context.AfterFunc(server, func() { lose(errStopping) })()
 	ready := &vshpb.SetupConnectionResponse{Status: vshpb.ConnectionStatus_READY, Pid: int32(s.proc.pid)}
 	if err := s.out.Write(ready); err != nil {
 		lose(err)

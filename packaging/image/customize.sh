@@ -3,6 +3,7 @@
 # user name space it may not be allowed to read the file.
 set -eu
 root=$1
+[ -n "$root" ] && [ "$root" != / ] # everything below deletes in it
 
 # ChromeOS's user of a VM. Its password is locked: one gets in through vshd.
 chroot "$root" groupadd --gid 1000 chronos

@@ -4,10 +4,13 @@ package coretest
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -38,7 +41,8 @@ func Isolated(t *testing.T, flags uintptr) bool {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), self, "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), isolatedEnv+"="+t.Name())
+	// The race detector would otherwise sleep for a second at the end.
+	cmd.Env = append(os.Environ(), isolatedEnv+"="+t.Name(), "GORACE=atexit_sleep_ms=0")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: unix.SIGKILL}
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)
@@ -71,6 +75,44 @@ func Subreaper(t *testing.T) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Dir returns an empty directory to mount things in. Whatever is mounted below it
+// is unmounted before the directory is removed: to remove what lies beyond a
+// mount point would reach out of the test, for a mount name space separates
+// mounts and not what is in them. For the same reason tests never mount
+// devtmpfs, sysfs or cgroup2, of which a machine has but one.
+func Dir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	t.Cleanup(func() {
+		below := mountsBelow(dir)
+		for _, target := range slices.Backward(below) {
+			unix.Unmount(target, unix.MNT_DETACH)
+		}
+		if left := mountsBelow(dir); len(left) > 0 {
+			fmt.Fprintf(os.Stderr, "coretest: %v stay mounted: the test ends here, before they are emptied\n", left)
+			os.Exit(1)
+		}
+	})
+	return dir
+}
+
+// mountsBelow lists the mount points at and below dir, whose name needs no
+// escapes.
+func mountsBelow(dir string) []string {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "coretest:", err)
+		os.Exit(1)
+	}
+	var list []string
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Fields(line); len(fields) > 4 && (fields[4] == dir || strings.HasPrefix(fields[4], dir+"/")) {
+			list = append(list, fields[4])
+		}
+	}
+	return list
 }
 
 // Disk returns the path of a block device of this size, filled with zeros, and

@@ -6,7 +6,7 @@
 //
 // Each NAME=PATH puts the file PATH into the archive as NAME; a PATH that is a
 // directory brings the files in it. Everything belongs to root, programs stay
-// executable, and the same input gives the same bytes.
+// executable (and must be static), and the same input gives the same bytes.
 //
 // It is not cpio(1) because an archive made by that can only hold a device node
 // (/dev/console, without which init has no stdout) that somebody was allowed to
@@ -15,6 +15,7 @@ package main
 
 import (
 	"bufio"
+	"debug/elf"
 	"flag"
 	"fmt"
 	"io"
@@ -122,7 +123,8 @@ func filesOf(name, source string) ([]entry, error) {
 		return nil, err
 	}
 	if info.Mode().IsRegular() {
-		return []entry{fileEntry(name, source, info)}, nil
+		e, err := fileEntry(name, source, info)
+		return []entry{e}, err
 	}
 	if !info.IsDir() {
 		return nil, fmt.Errorf("%s is neither a file nor a directory", source)
@@ -142,12 +144,30 @@ func filesOf(name, source string) ([]entry, error) {
 	return entries, nil
 }
 
-func fileEntry(name, source string, info os.FileInfo) entry {
-	mode := uint32(modeFile | 0o644)
-	if info.Mode()&0o111 != 0 {
-		mode = modeFile | 0o755
+func fileEntry(name, source string, info os.FileInfo) (entry, error) {
+	if info.Mode()&0o111 == 0 {
+		return entry{name: name, mode: modeFile | 0o644, source: source}, nil
 	}
-	return entry{name: name, mode: mode, source: source}
+	if err := checkStatic(source); err != nil {
+		return entry{}, err
+	}
+	return entry{name: name, mode: modeFile | 0o755, source: source}, nil
+}
+
+// checkStatic refuses a program that an initramfs cannot run, as it has no
+// dynamic linker: the kernel would only say that there is no init.
+func checkStatic(file string) error {
+	f, err := elf.Open(file)
+	if err != nil {
+		return fmt.Errorf("%s is not a program: %w", file, err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("%s is dynamically linked: build it with CGO_ENABLED=0", file)
+		}
+	}
+	return nil
 }
 
 // write writes the archive with its trailer.

@@ -1,0 +1,48 @@
+# Auberge. `make run` shows it at work, `make test` tests everything.
+
+GO        ?= go
+GOFLAGS   ?= -trimpath
+LDFLAGS   := -s -w
+BIN       := bin
+# Programs of the host and of the guest. All are static: the daemons start
+# themselves again as other users, and guests have no C library to share.
+HOST      := daemon/vm_concierge daemon/auberge-vm client/cmd/vmc client/cmd/vsh
+GUEST     := guest/cmd/maitred guest/cmd/vshd
+
+.PHONY: all build deps image protos run test clean $(HOST) $(GUEST)
+
+all: build
+
+# deps is the only target that installs packages.
+deps:
+	@packaging/deps/install.sh
+
+build: $(HOST) $(GUEST)
+
+$(HOST):
+	CGO_ENABLED=0 $(GO) build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/$(@F) ./$@
+
+$(GUEST):
+	CGO_ENABLED=0 $(GO) build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/guest/$(@F) ./$@
+
+# image builds the guest image, or finds it in the cache, and prints its
+# directory as the last line.
+image: $(GUEST)
+	@packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd
+
+# protos generates the Go code of the wire contracts again.
+protos:
+	protos/generate.sh
+
+# run shows the main job for real: a private bus, the service, and an ordinary
+# user who starts a VM, uses it and stops it.
+run: deps build
+	@image=$$(packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd | tail -n 1) && \
+	$(GO) run ./test/demo --bin $(BIN) --image "$$image"
+
+# test runs every suite; nothing is skipped.
+test: deps
+	@test/run.sh
+
+clean:
+	rm -rf $(BIN)

@@ -1,0 +1,172 @@
+package dbus
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/godbus/dbus/v5"
+
+	"github.com/auberge-vm/auberge/dbus/dbustest"
+	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/protos/conciergepb"
+)
+
+func TestWhoMayActOnWhoseVMs(t *testing.T) {
+	bus := dbustest.System(t, "root")
+	subjects := make(chan policy.Subject, 1)
+	serve(t, bus, &handler{
+		getVmInfo: func(ctx context.Context, s policy.Subject, req *conciergepb.GetVmInfoRequest) (*conciergepb.GetVmInfoResponse, error) {
+			subjects <- s
+			return echo(ctx, s, req)
+		},
+		destroyDiskImage: func(_ context.Context, s policy.Subject, _ *conciergepb.DestroyDiskImageRequest) (*conciergepb.DestroyDiskImageResponse, error) {
+			subjects <- s
+			return &conciergepb.DestroyDiskImageResponse{}, nil
+		},
+		connectVsock: func(ctx context.Context, s policy.Subject, name string, port uint32) (*os.File, error) {
+			subjects <- s
+			return oneFile(t)(ctx, s, name, port)
+		},
+	}, Options{})
+	root, daemon, bin := bus.ConnectAs(t, dbustest.Root), bus.ConnectAs(t, dbustest.Daemon), bus.ConnectAs(t, dbustest.Bin)
+
+	for _, test := range []struct {
+		name    string
+		client  *dbus.Conn
+		word    string
+		want    string // the error, or
+		wantUID uint32
+	}{
+		{"nothing is the caller", daemon, "", "success", 1},
+		{"the caller's uid", daemon, "1", "success", 1},
+		{"a label", daemon, "abc", "success", 1},
+		{"another user's uid", daemon, "2", errAccessDenied, 0},
+		{"the same the other way round", bin, "1", errAccessDenied, 0},
+		{"root's uid", daemon, "0", errAccessDenied, 0},
+		{"nobody's uid", daemon, "4000000000", errAccessDenied, 0},
+		{"an administrator for a user", root, "1", "success", 1},
+		{"an administrator for nobody", root, "4000000000", errAccessDenied, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			calls := map[string]error{
+				"GetVmInfo":        callProto(t, test.client, "GetVmInfo", &conciergepb.GetVmInfoRequest{OwnerId: test.word}, new(conciergepb.GetVmInfoResponse)),
+				"DestroyDiskImage": nil, "ConnectVsock": nil,
+			}
+			check := func(member string, err error) {
+				t.Helper()
+				if got := errorName(err); got != test.want {
+					t.Errorf("%s: got %v, want %s", member, err, test.want)
+				}
+				if err == nil {
+					if s := <-subjects; s.Owner.UID != test.wantUID {
+						t.Errorf("%s: the owner is %+v", member, s.Owner)
+					}
+				}
+			}
+			check("GetVmInfo", calls["GetVmInfo"])
+			check("DestroyDiskImage", callProto(t, test.client, "DestroyDiskImage",
+				&conciergepb.DestroyDiskImageRequest{CryptohomeId: test.word}, new(conciergepb.DestroyDiskImageResponse)))
+			_, err := invoke(t, test.client, Concierge1Name, "ConnectVsock", "vm", test.word, uint32(1))
+			check("ConnectVsock", err)
+		})
+	}
+
+	t.Run("the caller is whom the bus says", func(t *testing.T) {
+		c := bus.ConnectAs(t, dbustest.User{UID: 2, GID: 2, Groups: []uint32{2, 5}})
+		if err := callProto(t, c, "GetVmInfo", &conciergepb.GetVmInfoRequest{}, new(conciergepb.GetVmInfoResponse)); err != nil {
+			t.Fatal(err)
+		}
+		s := <-subjects
+		if s.Caller.UID != 2 || !slices.Contains(s.Caller.Groups, 5) || s.Caller.Name != c.Names()[0] {
+			t.Errorf("%+v", s.Caller)
+		}
+	})
+	t.Run("an owner word that is none is the response's reason", func(t *testing.T) {
+		var resp conciergepb.DestroyDiskImageResponse
+		if err := callProto(t, daemon, "DestroyDiskImage", &conciergepb.DestroyDiskImageRequest{CryptohomeId: "a/b"}, &resp); err != nil {
+			t.Fatal(err)
+		}
+		if resp.Status != conciergepb.DiskImageStatus_DISK_STATUS_FAILED || !strings.Contains(resp.FailureReason, "owner") {
+			t.Error(&resp)
+		}
+	})
+	t.Run("the bus keeps away what is not in the policy", func(t *testing.T) {
+		for _, member := range []string{ConciergeInterface + ".StartArcVm", propertiesName + ".Set", peerName + ".GetMachineId"} {
+			err := daemon.Object(ConciergeName, ConciergePath).Call(member, 0).Err
+			wantError(t, err, errAccessDenied)
+		}
+		reply, err := daemon.RequestName(ConciergeName+".Other", 0)
+		if errorName(err) != errAccessDenied {
+			t.Error(reply, err)
+		}
+	})
+	t.Run("only the service's user may have its name", func(t *testing.T) {
+		reply, err := daemon.RequestName(ConciergeName, dbus.NameFlagReplaceExisting)
+		if errorName(err) != errAccessDenied {
+			t.Error(reply, err)
+		}
+	})
+}
+
+func TestIdentityIsAskedOnceAndForgotten(t *testing.T) {
+	bus := dbustest.Lax(t)
+	s, _ := serve(t, bus, &handler{getVmInfo: echo}, Options{BroadcastSignals: true})
+	peers := s.current.Load().peers
+	known := func(name string) bool {
+		peers.mu.Lock()
+		defer peers.mu.Unlock()
+		return peers.peers[name] != nil
+	}
+	c, other := bus.Connect(t), bus.Connect(t)
+	name := c.Names()[0]
+	var calls []*dbus.Call
+	for range 20 {
+		calls = append(calls, goInfo(c, "vm"))
+	}
+	for _, call := range calls {
+		if <-call.Done; call.Err != nil {
+			t.Fatal(call.Err)
+		}
+	}
+	if !known(name) {
+		t.Error("the caller is not known after its calls")
+	}
+	c.Close()
+	// The answer to a call comes after the news that arrived before it; the
+	// call is made when the bus has let go of the other connection.
+	for other.BusObject().Call("org.freedesktop.DBus.GetNameOwner", 0, name).Err == nil {
+	}
+	if ok := <-goInfo(other, "vm").Done; ok.Err != nil {
+		t.Fatal(ok.Err)
+	}
+	if known(name) {
+		t.Error("the caller is still known after it left")
+	}
+}
+
+func TestOneQuestionForConcurrentCalls(t *testing.T) {
+	asked := make(chan string, 100)
+	answer := make(chan struct{})
+	r := newRegistry(func(_ context.Context, name string) (policy.Caller, error) {
+		asked <- name
+		<-answer
+		return policy.Caller{Name: name, UID: 7}, nil
+	})
+	peers := map[*peer]bool{}
+	for range 10 {
+		peers[r.meet(t.Context(), ":1.1")] = true
+	}
+	close(answer)
+	for p := range peers {
+		if c, err := p.identity(t.Context()); err != nil || c.UID != 7 {
+			t.Error(c, err)
+		}
+	}
+	r.close()
+	if len(peers) != 1 || len(asked) != 1 {
+		t.Errorf("%d peers, %d questions", len(peers), len(asked))
+	}
+}

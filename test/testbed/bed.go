@@ -1,0 +1,343 @@
+package testbed
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options say what a Bed is made of.
+type Options struct {
+	// Bin is the directory of the built programs, Image the guest image.
+	Bin, Image string
+	// Log gets what the daemons print.
+	Log io.Writer
+}
+
+// A Bed is a private bus with Auberge's daemons on it.
+type Bed struct {
+	// Address is the bus's.
+	Address string
+	// Dir holds everything; RuntimeDir and StateDir are vm_concierge's.
+	Dir, RuntimeDir, StateDir string
+	// Bin and Image are readable to every user of the bed.
+	Bin, Image string
+
+	service User
+	log     io.Writer
+	bus     *exec.Cmd
+
+	mu        sync.Mutex
+	concierge *Daemon
+}
+
+// New starts the bus. Close ends it and every daemon.
+func New(ctx context.Context, o Options) (*Bed, error) {
+	b := &Bed{log: o.Log, Bin: o.Bin, Image: o.Image, service: Service}
+	if b.log == nil {
+		b.log = io.Discard
+	}
+	if err := b.makeDirs(); err != nil {
+		return nil, err
+	}
+	if err := b.StartBus(ctx); err != nil {
+		b.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+func (b *Bed) makeDirs() (err error) {
+	root := os.Geteuid() == 0
+	base := ""
+	if root {
+		base = Base
+	}
+	if b.Dir, err = os.MkdirTemp(base, "bed"); err != nil {
+		return err
+	}
+	if err := os.Chmod(b.Dir, 0o755); err != nil {
+		return err
+	}
+	b.RuntimeDir, b.StateDir = filepath.Join(b.Dir, "run"), filepath.Join(b.Dir, "state")
+	for _, d := range []string{b.RuntimeDir, b.StateDir, filepath.Join(b.Dir, "policy")} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if !root {
+		u, err := user.Current()
+		if err != nil {
+			return err
+		}
+		b.service = User{Name: u.Username, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+		return nil
+	}
+	for _, d := range []string{b.RuntimeDir, b.StateDir} {
+		if err := os.Chown(d, int(b.service.UID), int(b.service.GID)); err != nil {
+			return err
+		}
+	}
+	// The repository and the cache may lie where only their owner can look.
+	for _, dir := range []*string{&b.Bin, &b.Image} {
+		if *dir == "" {
+			continue
+		}
+		at := filepath.Join(b.Dir, filepath.Base(*dir))
+		if err := os.Mkdir(at, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(*dir, at, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", *dir, err)
+		}
+		*dir = at
+	}
+	return nil
+}
+
+// StartBus starts the dbus-daemon, again after StopBus at the same address.
+func (b *Bed) StartBus(ctx context.Context) error {
+	config, err := b.busConfig()
+	if err != nil {
+		return err
+	}
+	b.bus = exec.Command("dbus-daemon", "--config-file="+config, "--nofork", "--print-address=1")
+	b.bus.Stderr = b.log
+	b.bus.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: 0}
+	out, err := b.bus.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := b.bus.Start(); err != nil {
+		return fmt.Errorf("start dbus-daemon: %w", err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("dbus-daemon said no address: %w", err)
+	}
+	b.Address = strings.TrimSpace(line)
+	return nil
+}
+
+// StopBus kills the dbus-daemon.
+func (b *Bed) StopBus() {
+	if b.bus != nil && b.bus.Process != nil {
+		b.bus.Process.Kill()
+		b.bus.Wait()
+		b.bus = nil
+		os.Remove(filepath.Join(b.Dir, "bus"))
+	}
+}
+
+// busConfig writes the configuration of the bus and our policy for the user
+// that the service runs as.
+func (b *Bed) busConfig() (string, error) {
+	src, err := sourceDir()
+	if err != nil {
+		return "", err
+	}
+	policies := filepath.Join(b.Dir, "policy")
+	files, err := filepath.Glob(filepath.Join(src, "policy/bus/*.conf"))
+	if err != nil || len(files) == 0 {
+		return "", fmt.Errorf("no bus policy in %s: %v", src, err)
+	}
+	for _, f := range files {
+		if err := rewrite(f, filepath.Join(policies, filepath.Base(f)), `user="auberge"`, `user="`+b.service.Name+`"`); err != nil {
+			return "", err
+		}
+	}
+	config := filepath.Join(b.Dir, "bus.conf")
+	return config, rewrite(filepath.Join(src, "policy/bus/private-bus.conf.in"), config,
+		"@LISTEN@", "unix:path="+filepath.Join(b.Dir, "bus"), "@POLICY_DIR@", policies)
+}
+
+func rewrite(from, to string, oldnew ...string) error {
+	text, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, []byte(strings.NewReplacer(oldnew...).Replace(string(text))), 0o644)
+}
+
+// sourceDir finds the repository from the working directory.
+func sourceDir() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "policy/bus")); err == nil {
+			return dir, nil
+		}
+	}
+	return "", errors.New("run this in the repository")
+}
+
+// A Daemon is a started daemon.
+type Daemon struct {
+	Cmd  *exec.Cmd
+	done chan struct{}
+	err  error
+}
+
+// Done is closed when the daemon has ended.
+func (d *Daemon) Done() <-chan struct{} { return d.done }
+
+// Stop sends a signal and waits for the end.
+func (d *Daemon) Stop(sig syscall.Signal) error {
+	d.Cmd.Process.Signal(sig)
+	select {
+	case <-d.done:
+		return d.err
+	case <-time.After(time.Minute):
+		d.Cmd.Process.Kill()
+		<-d.done
+		return errors.New("the daemon did not end within a minute")
+	}
+}
+
+// StartConcierge starts vm_concierge as its own user and returns when it is
+// ready. Guests get no way out.
+func (b *Bed) StartConcierge(ctx context.Context, args ...string) (*Daemon, error) {
+	args = append([]string{"--bus", b.Address, "--state-dir", b.StateDir, "--runtime-dir", b.RuntimeDir,
+		"--image-dir", b.Image, "--network", "restricted"}, args...)
+	cmd := exec.Command(filepath.Join(b.Bin, "vm_concierge"), args...)
+	cmd.Dir = b.Dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	if os.Geteuid() == 0 {
+		// Exactly what the packaged service would have without its helper.
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Credential:  &syscall.Credential{Uid: b.service.UID, Gid: b.service.GID},
+			AmbientCaps: []uintptr{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL},
+		}
+	}
+	d, err := b.startDaemon(ctx, cmd)
+	b.mu.Lock()
+	b.concierge = d
+	b.mu.Unlock()
+	return d, err
+}
+
+// startDaemon starts a daemon and waits until it says that it is ready, by
+// the protocol of systemd.
+func (b *Bed) startDaemon(ctx context.Context, cmd *exec.Cmd) (*Daemon, error) {
+	notify, err := listenNotify(b.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer notify.close()
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+notify.path)
+	cmd.Stdout, cmd.Stderr = b.log, b.log
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	d := &Daemon{Cmd: cmd, done: make(chan struct{})}
+	go func() {
+		d.err = cmd.Wait()
+		close(d.done)
+	}()
+	ready := make(chan error, 1)
+	go func() { ready <- notify.wait() }()
+	select {
+	case err := <-ready:
+		return d, err
+	case <-d.done:
+		return d, fmt.Errorf("%s ended at once: %v", cmd.Path, d.err)
+	case <-ctx.Done():
+		cmd.Process.Kill()
+		return d, ctx.Err()
+	}
+}
+
+// Command prepares a program to be run by a user.
+func (b *Bed) Command(u User, name string, args ...string) *exec.Cmd {
+	if path := filepath.Join(b.Bin, name); !strings.Contains(name, "/") {
+		if _, err := os.Stat(path); err == nil {
+			name = path
+		}
+	}
+	cmd := exec.Command(name, args...)
+	cmd.Dir = b.Home(u)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.Home(u), "USER=" + u.Name, "TERM=" + os.Getenv("TERM"),
+		"LANG=C.UTF-8", "DBUS_SYSTEM_BUS_ADDRESS=" + b.Address}
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.UID, Gid: u.GID}}
+	}
+	return cmd
+}
+
+// Home is a user's home directory.
+func (b *Bed) Home(u User) string {
+	if os.Geteuid() != 0 || u.UID == 0 {
+		return b.Dir
+	}
+	return filepath.Join(Base, "home", u.Name)
+}
+
+// Caller is the ordinary user of the bed: alice, or without root the one
+// there is.
+func (b *Bed) Caller() User {
+	if os.Geteuid() == 0 {
+		return Alice
+	}
+	return b.service
+}
+
+// Close ends what runs and removes what it left.
+func (b *Bed) Close() {
+	b.mu.Lock()
+	d := b.concierge
+	b.mu.Unlock()
+	if d != nil {
+		select {
+		case <-d.done:
+		default:
+			d.Stop(syscall.SIGTERM)
+		}
+	}
+	for _, pid := range b.Processes() {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	b.StopBus()
+	if os.Geteuid() == 0 {
+		unix.Unmount(filepath.Join(b.Dir, filepath.Base(b.Bin)), unix.MNT_DETACH)
+		unix.Unmount(filepath.Join(b.Dir, filepath.Base(b.Image)), unix.MNT_DETACH)
+		// Only what is ours, should an unmount have failed.
+		for _, d := range []string{b.RuntimeDir, b.StateDir} {
+			os.RemoveAll(d)
+		}
+		return
+	}
+	os.RemoveAll(b.Dir)
+}
+
+// Processes lists the processes of VMs that this bed has running: those whose
+// working directory is a VM's.
+func (b *Bed) Processes() []int {
+	vms := filepath.Join(b.RuntimeDir, "vms") + "/"
+	var pids []int
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if cwd, err := os.Readlink("/proc/" + e.Name() + "/cwd"); err == nil && strings.HasPrefix(cwd, vms) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}

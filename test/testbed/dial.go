@@ -1,0 +1,60 @@
+package testbed
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+)
+
+// Dial connects to the bus as a user. The connection is made on a thread that
+// has the user's identity, which is what the bus sees of it.
+func (b *Bed) Dial(ctx context.Context, u User) (*dbus.Conn, error) {
+	if os.Geteuid() != 0 || u.UID == 0 {
+		return dbus.Connect(b.Address, dbus.WithContext(ctx))
+	}
+	type result struct {
+		conn *dbus.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine and nobody else
+		// runs with the user's identity.
+		runtime.LockOSThread()
+		if err := becomeOnThread(u); err != nil {
+			done <- result{err: err}
+			return
+		}
+		conn, err := dbus.Dial(b.Address, dbus.WithContext(ctx))
+		done <- result{conn, err}
+	}()
+	r := <-done
+	if r.err != nil {
+		return nil, fmt.Errorf("connect to the bus as %s: %w", u.Name, r.err)
+	}
+	auth := dbus.AuthExternal(strconv.FormatUint(uint64(u.UID), 10))
+	if err := r.conn.Auth([]dbus.Auth{auth}); err != nil {
+		return nil, err
+	}
+	return r.conn, r.conn.Hello()
+}
+
+// becomeOnThread changes the identity of the calling thread alone, which the
+// wrappers of the standard library would not.
+func becomeOnThread(u User) error {
+	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); e != 0 {
+		return e
+	}
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(u.GID), uintptr(u.GID), uintptr(u.GID)); e != 0 {
+		return e
+	}
+	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(u.UID), uintptr(u.UID), uintptr(u.UID)); e != 0 {
+		return e
+	}
+	return nil
+}
