@@ -38,6 +38,7 @@ type Machine struct {
 	pid int
 	// process is the supervisor, held by a pidfd.
 	process   *os.Process
+	pidfd     int // of the supervisor, to wait for its end
 	listeners map[uint32]*vsock.Listener
 	watcher   *net.UnixConn
 
