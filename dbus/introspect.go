@@ -68,12 +68,16 @@ func describeOwn(own OwnInterface) introspect.Interface {
 	return described
 }
 
+// doctype is godbus's declaration without its white space.
+var doctype = strings.Join(strings.Fields(introspect.IntrospectDeclarationString), " ") + "\n"
+
 // describe writes the object's introspection, once: it never changes.
 func (o *object) describe() error {
 	text, err := xml.MarshalIndent(o.node, "", "  ")
 	if err != nil {
 		return fmt.Errorf("can't describe an object: %w", err)
 	}
-	o.xml = strings.TrimSpace(introspect.IntrospectDeclarationString) + "\n" + string(text) + "\n"
+	short := strings.NewReplacer("></arg>", "/>", "></annotation>", "/>", "></method>", "/>", "></node>", "/>")
+	o.xml = doctype + short.Replace(string(text)) + "\n"
 	return nil
 }

@@ -54,6 +54,7 @@ func closeAll(fds []int) {
 // reader takes messages off a connection, one at a time.
 type reader struct {
 	sock *net.UnixConn
+	rest io.Reader // sock, for what follows a fixed header
 	// limit is the length of the longest message that is kept.
 	limit int
 	fixed [fixedLen]byte
@@ -61,7 +62,7 @@ type reader struct {
 }
 
 func newReader(sock *net.UnixConn, limit int) *reader {
-	return &reader{sock: sock, limit: limit, oob: make([]byte, unix.CmsgSpace(scmMaxFD*4))}
+	return &reader{sock: sock, rest: sock, limit: limit, oob: make([]byte, unix.CmsgSpace(scmMaxFD*4))}
 }
 
 // next waits for a message. An error means that the connection is of no more
@@ -72,11 +73,7 @@ func (r *reader) next() (*message, error) {
 		m.closeFDs()
 		return nil, err
 	}
-	read := r.buffer
-	if m.total > r.limit {
-		read = r.discard
-	}
-	if err := read(m); err != nil {
+	if err := r.readRest(m); err != nil {
 		m.closeFDs()
 		return nil, err
 	}
@@ -114,11 +111,18 @@ func (r *reader) readFixed(m *message) error {
 	return err
 }
 
+func (r *reader) readRest(m *message) error {
+	if m.total > r.limit {
+		return r.discard(m)
+	}
+	return r.buffer(m)
+}
+
 // buffer reads the rest of a message whole.
 func (r *reader) buffer(m *message) error {
 	m.raw = make([]byte, m.total)
 	copy(m.raw, r.fixed[:])
-	if _, err := io.ReadFull(r.sock, m.raw[fixedLen:]); err != nil {
+	if _, err := io.ReadFull(r.rest, m.raw[fixedLen:]); err != nil {
 		return noEOF(err)
 	}
 	m.header, m.err = scanHeader(&memory{m.raw[fixedLen:]}, m.order, m.fields)
@@ -129,7 +133,7 @@ func (r *reader) buffer(m *message) error {
 // fields, so that the sender can be told.
 func (r *reader) discard(m *message) error {
 	m.closeFDs()
-	rest := &io.LimitedReader{R: r.sock, N: int64(m.total - fixedLen)}
+	rest := &io.LimitedReader{R: r.rest, N: int64(m.total - fixedLen)}
 	buf := bufio.NewReaderSize(rest, discardChunk)
 	m.header, m.err = scanHeader(stream{buf}, m.order, m.fields)
 	m.header.fds = 0

@@ -219,4 +219,3 @@ func TestPolicyFileAllowsTheTableAndNothingElse(t *testing.T) {
 		t.Errorf("table and policy differ (-table +policy):\n%s", diff)
 	}
 }
-

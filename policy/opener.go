@@ -143,6 +143,9 @@ func receiveFile(s *os.File) (*os.File, error) {
 			return checkRegular(os.NewFile(uintptr(fds[0]), "caller's file"))
 		}
 	}
+	if string(buf[:n]) == notRegular {
+		return nil, ErrNotRegular
+	}
 	errno, err := strconv.Atoi(string(buf[:n]))
 	if err != nil || errno <= 0 {
 		return nil, errors.New("the process that opens files for callers gave no sensible answer")
@@ -152,6 +155,9 @@ func receiveFile(s *os.File) (*os.File, error) {
 
 // ErrNotRegular refuses what is no regular file.
 var ErrNotRegular = errors.New("it is not a regular file")
+
+// notRegular is the child's answer for it.
+const notRegular = "irregular"
 
 func checkRegular(f *os.File) (*os.File, error) {
 	fi, err := f.Stat()
@@ -201,11 +207,8 @@ func openat2(path string, mode Mode) (int, error) {
 	if err := unix.Fstat(look, &st); err != nil {
 		return -1, err
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return -1, unix.EISDIR
-	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return -1, unix.EINVAL
+		return -1, ErrNotRegular
 	}
 	for {
 		fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: flags, Resolve: unix.RESOLVE_NO_MAGICLINKS})
@@ -224,11 +227,12 @@ func OpenMain(args []string) int {
 	}
 	fd, err := openat2(args[1], Mode(args[0]))
 	if err != nil {
+		answer := notRegular
 		var errno syscall.Errno
-		if !errors.As(err, &errno) {
-			errno = unix.EIO
+		if errors.As(err, &errno) {
+			answer = strconv.Itoa(int(errno))
 		}
-		if unix.Sendmsg(socket, []byte(strconv.Itoa(int(errno))), nil, nil, 0) != nil {
+		if unix.Sendmsg(socket, []byte(answer), nil, nil, 0) != nil {
 			return 1
 		}
 		return 0

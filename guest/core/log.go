@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 )
 
 // kmsgLine bounds one log line: the kernel refuses longer ones.
@@ -47,13 +48,10 @@ func newKmsgHandler(out io.Writer, name string) *kmsgHandler {
 	return &kmsgHandler{name: name, text: text, line: line}
 }
 
-// dropHead leaves time and level to the kernel, and the message to Handle.
+// dropHead leaves out what Handle writes. A record's own level and message
+// cannot be told from attributes of these names, which nothing uses.
 func dropHead(groups []string, a slog.Attr) slog.Attr {
-	if len(groups) > 0 {
-		return a
-	}
-	switch a.Key {
-	case slog.TimeKey, slog.LevelKey, slog.MessageKey:
+	if len(groups) == 0 && (a.Key == slog.LevelKey || a.Key == slog.MessageKey) {
 		return slog.Attr{}
 	}
 	return a
@@ -68,6 +66,7 @@ func (h *kmsgHandler) Handle(ctx context.Context, r slog.Record) error {
 	defer h.line.mu.Unlock()
 	h.line.buf.Reset()
 	fmt.Fprintf(&h.line.buf, "<%d>%s: %s ", priority(r.Level), h.name, r.Message)
+	r.Time = time.Time{} // the kernel adds its own
 	if err := h.text.Handle(ctx, r); err != nil {
 		return err
 	}

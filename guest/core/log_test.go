@@ -12,10 +12,10 @@ func TestKmsgLines(t *testing.T) {
 	var out bytes.Buffer
 	log := slog.New(newKmsgHandler(&out, "maitred"))
 	log.Debug("unseen")
-	log.Info("service started", "service", "vshd", "pid", 7)
+	log.Info("service started", "service", "vshd", "time", 7)
 	log.Warn("careful")
 	log.With("vm", "a").WithGroup("g").Error("cannot go on", "err", errors.New("line\nbreak"))
-	want := "<6>maitred: service started service=vshd pid=7\n" +
+	want := "<6>maitred: service started service=vshd time=7\n" +
 		"<4>maitred: careful \n" +
 		"<3>maitred: cannot go on vm=a g.err=\"line\\nbreak\"\n"
 	if out.String() != want {

@@ -45,9 +45,11 @@ func runStageOne() error {
 	if err := core.LoadModules(modulesDir); err != nil {
 		log.Error("some modules were not loaded, this kernel may have them built in", "err", err)
 	}
+	log.Info("modules loaded")
 	if err := mountRoot(params); err != nil {
 		return err
 	}
+	log.Info("root mounted", "device", params.RootDevice, "writable", params.WritableRoot)
 	if err := installAgents(log, newRoot); err != nil {
 		return err
 	}

@@ -47,6 +47,7 @@ func runStageTwo() error {
 	if err != nil {
 		return err
 	}
+	log.Info("running from the root disk")
 	setUpSystem(log, params)
 
 	table := core.NewTable(log)
@@ -61,6 +62,7 @@ func runStageTwo() error {
 	failed := make(chan error, 1)
 	running.Go(func() { failed <- face.Serve(listener) })
 	startShells(log, services, params)
+	log.Info("listening", "port", vsock.PortMaitred)
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

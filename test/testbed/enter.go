@@ -103,10 +103,13 @@ func settle() error {
 	if err := unix.Mount("tmpfs", Base, "tmpfs", 0, "mode=0755"); err != nil {
 		return fmt.Errorf("mount %s: %w", Base, err)
 	}
+	if err := os.Mkdir(filepath.Join(Base, "home"), 0o755); err != nil {
+		return err
+	}
 	var passwd, group strings.Builder
 	for _, u := range []User{Service, VMs, Alice, Bob} {
 		home := filepath.Join(Base, "home", u.Name)
-		if err := os.MkdirAll(home, 0o700); err != nil {
+		if err := os.Mkdir(home, 0o700); err != nil {
 			return err
 		}
 		if err := os.Chown(home, int(u.UID), int(u.GID)); err != nil {
