@@ -65,15 +65,12 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	if err != nil {
 		return nil, err
 	}
-	p := &plan{timeout: readyTimeout}
+	p := &plan{}
 	defer func() {
 		if err != nil {
 			p.close()
 		}
 	}()
-	if req.Timeout > 0 {
-		p.timeout = min(time.Duration(req.Timeout)*time.Second, maxTimeout)
-	}
 	if err := s.size(v, req, p); err != nil {
 		return nil, err
 	}
@@ -93,12 +90,25 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	if p.spec.Accel, err = s.accelerator(ctx); err != nil {
 		return nil, err
 	}
+	p.timeout = patience(req.Timeout, p.spec.Accel)
 	params := []string{baseCmdline, "auberge.vsock=" + string(s.cfg.Vsock)}
 	if req.WritableRootfs {
 		params = append(params, "auberge.rootfs=rw")
 	}
 	p.spec.Cmdline = strings.Join(append(params, req.KernelParams...), " ")
 	return p, nil
+}
+
+// patience is how long a guest may take to report. ChromeOS's minute holds for
+// KVM; an emulated guest is several times slower.
+func patience(seconds uint32, accel vmm.Accel) time.Duration {
+	switch {
+	case seconds > 0:
+		return min(time.Duration(seconds)*time.Second, maxTimeout)
+	case accel == vmm.AccelTCG:
+		return 3 * readyTimeout
+	}
+	return readyTimeout
 }
 
 // opensAs is the user with whose rights paths of a request are opened: the

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 	"google.golang.org/protobuf/proto"
@@ -76,6 +77,47 @@ func TestABusRestartIsSurvived(t *testing.T) {
 	l.check(t)
 }
 
+func TestANameTakenAwayIsTakenAgain(t *testing.T) {
+	bus := dbustest.Lax(t)
+	s, _ := serve(t, bus, &handler{getVmInfo: echo}, Options{})
+	// Nobody can take it, so the service's own connection has to give it up.
+	// The news of it is quicker than the answer.
+	err := s.current.Load().link.driver(t.Context(), "ReleaseName", []any{ConciergeName})
+	if err != nil && !errors.Is(err, errClosed) {
+		t.Fatal(err)
+	}
+	c := bus.Connect(t)
+	awaitName(t, c)
+	if ok := <-goInfo(c, "vm").Done; ok.Err != nil {
+		t.Fatal(ok.Err)
+	}
+}
+
+func TestACallerWhoReadsNothing(t *testing.T) {
+	// The bus stops reading from a service whose messages pile up before a
+	// peer; a small limit stands in for the system bus's 127 MiB.
+	bus := dbustest.Lax(t, `<limit name="max_incoming_bytes">1000000</limit>`)
+	s, _ := serve(t, bus, &handler{getVmInfo: func(ctx context.Context, sub policy.Subject, req *conciergepb.GetVmInfoRequest) (*conciergepb.GetVmInfoResponse, error) {
+		if req.Name == "" {
+			req.Name = strings.Repeat("x", 256<<10)
+		}
+		return echo(ctx, sub, req)
+	}}, Options{Limits: Limits{Write: 200 * time.Millisecond}})
+	first := s.current.Load()
+	deaf := rawConnect(t, bus)
+	for range 20 {
+		if err := deaf.send(infoCall(nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-first.ctx.Done() // the service gave up its connection
+	c := bus.Connect(t)
+	awaitName(t, c)
+	if ok := <-goInfo(c, "vm").Done; ok.Err != nil {
+		t.Fatal(ok.Err)
+	}
+}
+
 func TestATakenNameIsAnError(t *testing.T) {
 	bus := dbustest.Lax(t)
 	c := bus.Connect(t)
@@ -111,7 +153,7 @@ func TestStartFailsClearly(t *testing.T) {
 		})
 	}
 	t.Run("not allowed to own the name", func(t *testing.T) {
-		bus := dbustest.System(t, "nobody")
+		bus := dbustest.SystemFor(t, "nobody")
 		s, err := New([]Service{ConciergeService(&handler{})}, nil, Options{Bus: bus.Address})
 		if err != nil {
 			t.Fatal(err)

@@ -13,8 +13,7 @@ const (
 	typeError  = 3
 	typeSignal = 4
 
-	flagNoReply     = 0x1
-	flagNoAutoStart = 0x2
+	flagNoReply = 0x1
 )
 
 // Header field codes.

@@ -96,11 +96,11 @@ func (s *Server) Run(ctx context.Context, onReady func()) error {
 	}
 	s.calls = ctx
 	defer s.drain()
-	ready := false
+	ready, logged := false, ""
 	delay := minRedial
 	for {
 		err := s.serve(ctx, func() {
-			delay = minRedial
+			delay, logged = minRedial, ""
 			if !ready && onReady != nil {
 				onReady()
 			}
@@ -112,7 +112,10 @@ func (s *Server) Run(ctx context.Context, onReady func()) error {
 		if !ready {
 			return err
 		}
-		s.log.Warn("lost the bus, will connect again", "err", err, "after", delay)
+		if err.Error() != logged { // a bus that stays away is one event
+			logged = err.Error()
+			s.log.Warn("not on the bus, will connect again and again", "err", err)
+		}
 		select {
 		case <-time.After(delay):
 		case <-ctx.Done():
@@ -155,21 +158,22 @@ func (s *Server) drainCalls() {
 }
 
 // subject says whether the caller has the right that a method needs, and
-// whose VMs the owner word of its request means.
+// whose VMs the owner word of its request means. Where no word is asked for,
+// the owner is the caller.
 func (s *Server) subject(caller policy.Caller, right policy.Right, word string) (policy.Subject, error) {
 	subject := policy.Subject{Caller: caller}
-	switch right {
-	case policy.RightAny:
-		return subject, nil
-	case policy.RightDaemon:
-		if slices.Contains(s.opts.DaemonUIDs, caller.UID) {
-			return subject, nil
-		}
+	switch {
+	case right == policy.RightOwn:
+	case right == policy.RightAny:
+		word = ""
+	case right == policy.RightDaemon && slices.Contains(s.opts.DaemonUIDs, caller.UID):
+		word = ""
+	case right == policy.RightDaemon:
 		return subject, fmt.Errorf("%w: this is for Auberge's daemons only", policy.ErrDenied)
-	case policy.RightOwn:
-		owner, err := policy.ResolveOwner(caller, word, s.opts.UserExists)
-		subject.Owner = owner
-		return subject, err
+	default:
+		return subject, fmt.Errorf("%w: nobody has the right %q", policy.ErrDenied, right)
 	}
-	return subject, fmt.Errorf("%w: nobody has the right %q", policy.ErrDenied, right)
+	owner, err := policy.ResolveOwner(caller, word, s.opts.UserExists)
+	subject.Owner = owner
+	return subject, err
 }

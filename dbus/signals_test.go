@@ -58,7 +58,7 @@ func (l *listener) check(t *testing.T) {
 }
 
 func TestSignalsReachTheirAudience(t *testing.T) {
-	bus := dbustest.System(t, "root")
+	bus := dbustest.System(t)
 	// One client is there before the service.
 	early := bus.ConnectAs(t, dbustest.Daemon)
 	s, _ := serve(t, bus, &handler{}, Options{DaemonUIDs: []uint32{dbustest.Games.UID}})
@@ -79,6 +79,10 @@ func TestSignalsReachTheirAudience(t *testing.T) {
 		listen(t, "an administrator's that subscribed", subscribe(bus.ConnectAs(t, dbustest.Root), "Subscribe"), all...),
 		listen(t, "an administrator's that unsubscribed", subscribe(subscribe(bus.ConnectAs(t, dbustest.Root), "Subscribe"), "Unsubscribe")),
 		listen(t, "a daemon's", bus.ConnectAs(t, dbustest.Games), all...),
+	}
+	// The service has read of all connections when it answers the last one.
+	if _, err := invoke(t, listeners[len(listeners)-1].conn, peerName, "Ping"); err != nil {
+		t.Fatal(err)
 	}
 	for _, signal := range []struct {
 		owner uint32
@@ -106,7 +110,7 @@ func TestSignalsAreBroadcastWhenConfigured(t *testing.T) {
 }
 
 func TestSignalsKeepTheirOrderAndPrecedeTheReply(t *testing.T) {
-	bus := dbustest.System(t, "root")
+	bus := dbustest.System(t)
 	var s *Server
 	ready := make(chan struct{})
 	h := &handler{getVmInfo: nil}

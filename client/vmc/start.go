@@ -43,7 +43,7 @@ func (a *app) startCommand() *cobra.Command {
 	f.StringArrayVar(&o.oem, "oem-string", nil, "add an SMBIOS OEM string (may be repeated)")
 	f.StringArrayVar(&o.disks, "extra-disk", nil, "add a raw disk image, writable (may be repeated)")
 	f.Uint32Var(&o.cpus, "cpus", 0, "number of CPUs (default: as configured, else all)")
-	f.Uint32Var(&o.timeout, "timeout", 0, "seconds that the guest has to come up (default 60)")
+	f.Uint32Var(&o.timeout, "timeout", 0, "seconds that the guest has to come up (default 60, emulated 180)")
 	f.StringVar(&o.size, "size", "", "size of the disk if it has to be made, such as 20G (default: nine tenths of the free space, sparse)")
 	f.BoolVar(&o.shell, "shell", false, "open a shell in the VM when it is up")
 	f.StringVar(&o.user, "user", "", "user of the shell")

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -35,15 +36,26 @@ type Bus struct {
 	daemon *exec.Cmd
 }
 
-// Lax starts a bus that allows everything, as a session bus does.
-func Lax(t testing.TB) *Bus {
+// Lax starts a bus that allows everything, as a session bus does. Elements of
+// a bus configuration may be added, limits for instance.
+func Lax(t testing.TB, more ...string) *Bus {
 	t.Helper()
-	return start(t, lax, nil)
+	return start(t, strings.Replace(lax, "</busconfig>", strings.Join(more, "")+"</busconfig>", 1), nil)
 }
 
 // System starts a bus that treats its clients as the system bus does, with
-// Auberge's policy files; serviceUser stands in for the services' users.
-func System(t testing.TB, serviceUser string) *Bus {
+// Auberge's policy files. The test's own user stands in for the services'.
+func System(t testing.TB) *Bus {
+	t.Helper()
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return SystemFor(t, me.Username)
+}
+
+// SystemFor is System with another user in place of the services'.
+func SystemFor(t testing.TB, serviceUser string) *Bus {
 	t.Helper()
 	dir := policyDir()
 	template, err := os.ReadFile(filepath.Join(dir, "private-bus.conf.in"))

@@ -24,9 +24,11 @@ func WaitDevice(ctx context.Context, path string) error {
 		return err
 	}
 	defer unix.Close(events)
+	start := time.Now()
 	for !isBlockDevice(path) {
 		if err := nextUevent(ctx, events); err != nil {
-			return fmt.Errorf("the disk %s did not appear (%s): %w", path, describeDisks(), err)
+			waited := time.Since(start).Round(time.Second)
+			return fmt.Errorf("the disk %s did not appear within %v (%s): %w", path, waited, describeDisks(), err)
 		}
 	}
 	return nil
@@ -109,8 +111,11 @@ func MountRootDisk(device, target string, writable bool) error {
 		if err == nil {
 			return checkWritable(target, fstype, writable)
 		}
-		// EINVAL is a wrong type; anything else is worth telling.
-		if !errors.Is(err, unix.EINVAL) {
+		switch {
+		case errors.Is(err, unix.EINVAL): // a wrong type
+		case writable && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS)):
+			return fmt.Errorf("the root file system is asked for read-write, but %s is a read-only disk: %w", device, err)
+		default:
 			errs = append(errs, err)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 
 // rootDiskTime is how long the root disk may take to appear. It is there as
 // soon as its driver is; the rest is for slow machines.
-const rootDiskTime = 20 * time.Second
+const rootDiskTime = 10 * time.Second
 
 // Places in the initramfs.
 const (

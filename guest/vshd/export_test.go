@@ -9,3 +9,8 @@ func WithSetupTimeout(d time.Duration) Option { return func(o *options) { o.setu
 func WithKillGrace(d time.Duration) Option { return func(o *options) { o.killGrace = d } }
 
 func WithInputLimit(n int) Option { return func(o *options) { o.inputLimit = n } }
+
+// WithPatience makes the server wait for what was left in the background.
+func WithPatience(d time.Duration) Option {
+	return func(o *options) { o.drain.silence, o.drain.total = d, d }
+}

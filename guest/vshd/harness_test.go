@@ -27,11 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // serve runs a server until the test ends and returns its address.
 func serve(t *testing.T, args ...vshd.Option) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "vshd")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	srv := quiet(args...)
@@ -42,7 +38,23 @@ func serve(t *testing.T, args ...vshd.Option) string {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	return path
+	return l.Addr().String()
+}
+
+// listen makes a Unix socket. The names that t.TempDir makes of long test names
+// are too long for one.
+func listen(t *testing.T) net.Listener {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "vshd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // quiet makes a server that does not log.

@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -335,7 +337,7 @@ func TestWindowSize(t *testing.T) {
 	if res := run(t, addr, terminal("stty size")); res.stdout != "33 99\r\n" {
 		t.Errorf("stty size: %q", res.stdout)
 	}
-	c := open(t, addr, terminal(`trap 'stty size; kill $!; exit 5' WINCH; sleep 1000 & echo ready; wait`)).ready()
+	c := open(t, addr, terminal(`trap 'stty size; kill $!; exit 5' WINCH; sleep 300 & echo ready; wait`)).ready()
 	c.expect("ready")
 	c.resize(-1, 10).resize(0, 0).resize(10, 1<<20) // none of which a terminal can have
 	if res := c.resize(50, 132).wait(); !strings.Contains(res.stdout, "50 132\r\n") || res.code != 5 {
@@ -350,17 +352,17 @@ func TestSignals(t *testing.T) {
 	addr := serve(t)
 	for _, sig := range []vshpb.Signal{vshpb.Signal_SIGNAL_HUP, vshpb.Signal_SIGNAL_INT, vshpb.Signal_SIGNAL_QUIT, vshpb.Signal_SIGNAL_TERM} {
 		want := 128 + int(sig)
-		c := open(t, addr, plain("ulimit -c 0; exec sleep 1000")).ready()
+		c := open(t, addr, plain("ulimit -c 0; exec sleep 300")).ready()
 		if got := c.signal(sig).wait().code; got != want {
 			t.Errorf("%v on pipes: code %d, want %d", sig, got, want)
 		}
-		c = open(t, addr, terminal("ulimit -c 0; exec sleep 1000")).ready()
+		c = open(t, addr, terminal("ulimit -c 0; exec sleep 300")).ready()
 		if got := c.signal(sig).wait().code; got != want {
 			t.Errorf("%v on a terminal: code %d, want %d", sig, got, want)
 		}
 	}
 	t.Run("reach the whole group", func(t *testing.T) {
-		c := open(t, addr, plain(`trap 'wait; exit 4' TERM; sleep 1000 & echo $!; wait`)).ready()
+		c := open(t, addr, plain(`trap 'wait; exit 4' TERM; sh -c 'echo $$; exec sleep 300' & wait`)).ready()
 		child := watchPid(t, atoi(t, c.expect("\n")))
 		if got := c.signal(vshpb.Signal_SIGNAL_TERM).wait().code; got != 4 {
 			t.Errorf("code %d", got)
@@ -368,7 +370,7 @@ func TestSignals(t *testing.T) {
 		child.gone()
 	})
 	t.Run("reach the foreground of a terminal", func(t *testing.T) {
-		c := open(t, addr, terminal(`set -m; sh -c 'echo ready; exec sleep 1000'; echo code $?; exit 6`)).ready()
+		c := open(t, addr, terminal(`set -m; sh -c 'echo ready; exec sleep 300'; echo code $?; exit 6`)).ready()
 		c.expect("ready")
 		if res := c.signal(vshpb.Signal_SIGNAL_TERM).wait(); !strings.Contains(res.stdout, "code 143") || res.code != 6 {
 			t.Errorf("got %+v", res)
@@ -381,7 +383,7 @@ func TestSignals(t *testing.T) {
 		}
 	})
 	t.Run("a ^C at the terminal is a byte", func(t *testing.T) {
-		c := open(t, addr, terminal("echo ready; exec sleep 1000")).ready()
+		c := open(t, addr, terminal("echo ready; exec sleep 300")).ready()
 		c.expect("ready")
 		if got := c.send("\x03").wait().code; got != 130 {
 			t.Errorf("code %d", got)
@@ -390,7 +392,7 @@ func TestSignals(t *testing.T) {
 }
 
 func TestSignalOvertakesUnreadInput(t *testing.T) {
-	c := open(t, serve(t), plain("exec sleep 1000")).ready()
+	c := open(t, serve(t), plain("exec sleep 300")).ready()
 	c.send(strings.Repeat("x", 1<<20))
 	if got := c.signal(vshpb.Signal_SIGNAL_TERM).wait().code; got != 143 {
 		t.Errorf("code %d, want 143", got)
@@ -501,8 +503,10 @@ func TestNoByteIsLostAtExit(t *testing.T) {
 // The process is gone long before a slow client has taken its output.
 func TestOutputOutlivesTheProcess(t *testing.T) {
 	addr := serve(t)
-	c := open(t, addr, plain("head -c 60000 /dev/zero; echo end >&2")).ready()
-	watchPid(t, int(c.resp.GetPid())).gone()
+	c := open(t, addr, plain("read go; head -c 60000 /dev/zero; echo end >&2")).ready()
+	main := watchPid(t, int(c.resp.GetPid()))
+	c.send("go\n")
+	main.gone()
 	if res := c.wait(); len(res.stdout) != 60000 || res.stderr != "end\n" {
 		t.Errorf("%d bytes and %q", len(res.stdout), res.stderr)
 	}
@@ -514,8 +518,8 @@ func TestBackgroundProcessDoesNotHoldTheSession(t *testing.T) {
 		name string
 		req  *vshpb.SetupConnectionRequest
 	}{
-		{"silent on pipes", plain("sleep 1000 & echo $!; exit 3")},
-		{"silent on a terminal", terminal("trap '' HUP; sleep 1000 & echo $!; exit 3")},
+		{"silent on pipes", plain("sleep 300 & echo $!; exit 3")},
+		{"silent on a terminal", terminal("trap '' HUP; sleep 300 & echo $!; exit 3")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			res := run(t, addr, tc.req)
@@ -552,17 +556,17 @@ func TestBackgroundProcessDoesNotHoldTheSession(t *testing.T) {
 
 func TestVanishedClientTakesItsProcessesAlong(t *testing.T) {
 	addr := serve(t, vshd.WithKillGrace(50*time.Millisecond))
-	stubborn := `trap '' HUP TERM; sh -c 'while :; do sleep 1000; done' & echo $!; while :; do wait; done`
+	stubborn := `trap '' HUP TERM; sh -c 'while :; do sleep 300; done' & echo $!; while :; do wait; done`
 	for _, tc := range []struct {
 		name string
 		req  *vshpb.SetupConnectionRequest
 	}{
-		{"on pipes", plain("sleep 1000 & echo $!; wait")},
-		{"on a terminal", terminal("sleep 1000 & echo $!; wait")},
+		{"on pipes", plain("sleep 300 & echo $!; wait")},
+		{"on a terminal", terminal("sleep 300 & echo $!; wait")},
 		{"deaf to SIGHUP on pipes", plain(stubborn)},
 		{"deaf to SIGHUP on a terminal", terminal(stubborn)},
 		{"in job control on a terminal", terminal("set -m; " + stubborn)},
-		{"stopped", plain("sleep 1000 & echo $!; kill -STOP $$")},
+		{"stopped", plain("sleep 300 & echo $!; kill -STOP $$")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := open(t, addr, tc.req).ready()
@@ -581,15 +585,16 @@ func TestVanishedClientTakesItsProcessesAlong(t *testing.T) {
 		main.gone()
 	})
 	t.Run("while what they left in the background is waited for", func(t *testing.T) {
-		c := open(t, addr, plain("(trap '' PIPE; while :; do echo x; done) & echo $!; exit 0")).ready()
-		child := watchPid(t, atoi(t, strings.SplitAfter(c.expect("\n"), "\n")[0]))
+		addr := serve(t, vshd.WithPatience(time.Hour))
+		c := open(t, addr, plain("read go; sh -c 'echo $$; exec sleep 300' & exit 0")).ready()
 		main := watchPid(t, int(c.resp.GetPid()))
+		child := watchPid(t, atoi(t, c.send("go\n").expect("\n")))
 		main.gone()
 		c.conn.Close()
 		child.gone()
 	})
 	t.Run("but a process in a session of its own stays", func(t *testing.T) {
-		c := open(t, addr, plain("setsid sh -c 'echo $$; exec sleep 1000 >/dev/null 2>&1' & wait")).ready()
+		c := open(t, addr, plain("setsid sh -c 'echo $$; exec sleep 300 >/dev/null 2>&1' & wait")).ready()
 		main := watchPid(t, int(c.resp.GetPid()))
 		daemon := watchPid(t, atoi(t, c.expect("\n")))
 		c.conn.Close()
@@ -603,7 +608,7 @@ func TestVanishedClientTakesItsProcessesAlong(t *testing.T) {
 
 func TestVanishedClientIsNoticedBehindUnreadInput(t *testing.T) {
 	const limit = 16 << 10
-	c := open(t, serve(t, vshd.WithInputLimit(limit)), plain("exec sleep 1000")).ready()
+	c := open(t, serve(t, vshd.WithInputLimit(limit)), plain("exec sleep 300")).ready()
 	main := watchPid(t, int(c.resp.GetPid()))
 	// More than the queue and the pipe hold, so that some stays on the stream.
 	c.send(strings.Repeat("x", 4*limit+64<<10))
@@ -711,7 +716,7 @@ func TestBrokenMessagesEndTheSession(t *testing.T) {
 		{"data of another stream", vshpb.AppendData(nil, vshpb.StdioStream_STDOUT_STREAM, []byte("x")), "STDOUT_STREAM"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := open(t, addr, plain("exec sleep 1000")).ready()
+			c := open(t, addr, plain("exec sleep 300")).ready()
 			main := watchPid(t, int(c.resp.GetPid()))
 			if _, err := c.conn.Write(tc.stream); err != nil {
 				t.Fatal(err)
@@ -737,7 +742,7 @@ func TestMessagesOfTheFutureAreIgnored(t *testing.T) {
 }
 
 func TestClientMayEndTheSessionByStatus(t *testing.T) {
-	c := open(t, serve(t), plain("exec sleep 1000")).ready()
+	c := open(t, serve(t), plain("exec sleep 300")).ready()
 	main := watchPid(t, int(c.resp.GetPid()))
 	st := &vshpb.ConnectionStatusMessage{Status: vshpb.ConnectionStatus_EXITED}
 	if err := c.w.Write(&vshpb.GuestMessage{Msg: &vshpb.GuestMessage_StatusMessage{StatusMessage: st}}); err != nil {
@@ -770,16 +775,13 @@ func TestSessionsAreLimited(t *testing.T) {
 }
 
 func TestStoppingTheServerEndsItsSessions(t *testing.T) {
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "vshd"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- quiet().Serve(ctx, l) }()
 	silent := dial(t, l.Addr().String())
-	pipes := open(t, l.Addr().String(), plain("exec sleep 1000")).ready()
-	tty := open(t, l.Addr().String(), terminal("exec sleep 1000")).ready()
+	pipes := open(t, l.Addr().String(), plain("exec sleep 300")).ready()
+	tty := open(t, l.Addr().String(), terminal("exec sleep 300")).ready()
 	over := open(t, l.Addr().String(), plain("exit 0")).ready() // and the client lingers
 	watches := []watch{watchPid(t, int(pipes.resp.GetPid())), watchPid(t, int(tty.resp.GetPid()))}
 	stop()
@@ -801,10 +803,7 @@ func TestStoppingTheServerEndsItsSessions(t *testing.T) {
 }
 
 func TestListenerFailure(t *testing.T) {
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "vshd"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t)
 	l.Close()
 	if err := quiet().Serve(t.Context(), l); err == nil {
 		t.Error("Serve on a closed listener returned nil")
@@ -812,10 +811,7 @@ func TestListenerFailure(t *testing.T) {
 }
 
 func TestAcceptSurvivesLackOfDescriptors(t *testing.T) {
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "vshd"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- quiet().Serve(ctx, &flaky{Listener: l}) }()
@@ -849,7 +845,7 @@ func TestSessionsLeaveNoDescriptors(t *testing.T) {
 		run(t, addr, plain("true"))
 		run(t, addr, terminal("true"))
 		run(t, addr, &vshpb.SetupConnectionRequest{Argv: []string{"/no/such"}})
-		c := open(t, addr, plain("exec sleep 1000")).ready()
+		c := open(t, addr, plain("exec sleep 300")).ready()
 		main := watchPid(t, int(c.resp.GetPid()))
 		c.conn.Close()
 		main.gone()
@@ -892,4 +888,47 @@ func TestManySessionsAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+func TestUnprivilegedServerServesItsOwnUser(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("runs below, as nobody")
+	}
+	addr := serve(t)
+	if res := run(t, addr, plain("id -un")); strings.TrimSpace(res.stdout) != self(t) {
+		t.Errorf("got %+v", res)
+	}
+	req := plain("id -u")
+	req.User = "root"
+	want := fmt.Sprintf(`vshd runs as uid %d and cannot run a session as user "root"`, os.Geteuid())
+	if why := open(t, addr, req).refused(); why != want {
+		t.Errorf("refused with %q, want %q", why, want)
+	}
+}
+
+// The same tests once more, with a server that is nobody.
+func TestAsNobody(t *testing.T) {
+	needRoot(t)
+	dir, err := os.MkdirTemp("", "vshd-nobody-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	exe, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(dir, "test")
+	if err := errors.Join(os.WriteFile(bin, exe, 0o755), os.Chmod(dir, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	const tests = "^(TestUnprivilegedServerServesItsOwnUser|TestExitCodes|TestEndOfInput|TestWorkingDirectory|" +
+		"TestWindowSize|TestSignals|TestVanishedClientTakesItsProcessesAlong)$"
+	cmd := exec.CommandContext(t.Context(), bin, "-test.v", "-test.run", tests)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestUnprivilegedServerServesItsOwnUser") {
+		t.Errorf("as nobody: %v\n%s", err, out)
+	}
 }
