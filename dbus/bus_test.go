@@ -82,7 +82,8 @@ func TestANameTakenAwayIsTakenAgain(t *testing.T) {
 	s, _ := serve(t, bus, &handler{getVmInfo: echo}, Options{})
 	// Nobody can take it, so the service's own connection has to give it up.
 	// The news of it is quicker than the answer.
-	err := s.current.Load().link.driver(t.Context(), "ReleaseName", []any{ConciergeName})
+	var result uint32
+	err := s.current.Load().link.driver(t.Context(), "ReleaseName", []any{ConciergeName}, &result)
 	if err != nil && !errors.Is(err, errClosed) {
 		t.Fatal(err)
 	}
