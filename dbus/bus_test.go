@@ -16,24 +16,28 @@ import (
 	"github.com/auberge-vm/auberge/protos/conciergepb"
 )
 
-// awaitName waits until somebody owns the service's name.
-func awaitName(t *testing.T, c *dbus.Conn) {
+// awaitName waits until somebody other than the connection old owns the
+// service's name.
+func awaitName(t *testing.T, c *dbus.Conn, old string) {
 	t.Helper()
 	ch := make(chan *dbus.Signal, 100)
 	c.Signal(ch)
 	if err := c.AddMatchSignal(dbus.WithMatchInterface(driverName), dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, ConciergeName)); err != nil {
 		t.Fatal(err)
 	}
-	var owned bool
-	if err := c.BusObject().Call("org.freedesktop.DBus.NameHasOwner", 0, ConciergeName).Store(&owned); err != nil {
-		t.Fatal(err)
-	}
-	for !owned {
+	owner := nameOwner(c)
+	for owner == "" || owner == old {
 		if s := <-ch; s.Name == driverName+".NameOwnerChanged" && s.Body[0] == ConciergeName {
-			owned = s.Body[2] != ""
+			owner = s.Body[2].(string)
 		}
 	}
 	c.RemoveSignal(ch)
+}
+
+// nameOwner is the connection that owns the service's name.
+func nameOwner(c *dbus.Conn) (owner string) {
+	c.BusObject().Call(driverName+".GetNameOwner", 0, ConciergeName).Store(&owner)
+	return owner
 }
 
 func TestABusRestartIsSurvived(t *testing.T) {
@@ -55,7 +59,7 @@ func TestABusRestartIsSurvived(t *testing.T) {
 	bus.Stop()
 	bus.Start()
 	c = bus.Connect(t)
-	awaitName(t, c)
+	awaitName(t, c, "")
 	if ok := <-goInfo(c, "fast").Done; ok.Err != nil {
 		t.Fatal(ok.Err)
 	}
@@ -80,6 +84,8 @@ func TestABusRestartIsSurvived(t *testing.T) {
 func TestANameTakenAwayIsTakenAgain(t *testing.T) {
 	bus := dbustest.Lax(t)
 	s, _ := serve(t, bus, &handler{getVmInfo: echo}, Options{})
+	c := bus.Connect(t)
+	old := nameOwner(c)
 	// Nobody can take it, so the service's own connection has to give it up.
 	// The news of it is quicker than the answer.
 	var result uint32
@@ -87,8 +93,7 @@ func TestANameTakenAwayIsTakenAgain(t *testing.T) {
 	if err != nil && !errors.Is(err, errClosed) {
 		t.Fatal(err)
 	}
-	c := bus.Connect(t)
-	awaitName(t, c)
+	awaitName(t, c, old)
 	if ok := <-goInfo(c, "vm").Done; ok.Err != nil {
 		t.Fatal(ok.Err)
 	}
@@ -105,6 +110,8 @@ func TestACallerWhoReadsNothing(t *testing.T) {
 		return echo(ctx, sub, req)
 	}}, Options{Limits: Limits{Write: 200 * time.Millisecond}})
 	first := s.current.Load()
+	c := bus.Connect(t)
+	old := nameOwner(c)
 	deaf := rawConnect(t, bus)
 	for range 20 {
 		if err := deaf.send(infoCall(nil)); err != nil {
@@ -112,8 +119,7 @@ func TestACallerWhoReadsNothing(t *testing.T) {
 		}
 	}
 	<-first.ctx.Done() // the service gave up its connection
-	c := bus.Connect(t)
-	awaitName(t, c)
+	awaitName(t, c, old)
 	if ok := <-goInfo(c, "vm").Done; ok.Err != nil {
 		t.Fatal(ok.Err)
 	}

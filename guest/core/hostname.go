@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SetHostname names the machine: as the kernel parameter says, else as the root
-// file system's /etc/hostname says, else "localhost".
+// SetHostname names the machine: as the kernel parameter says, else as
+// root/etc/hostname says, else "localhost".
 func SetHostname(p Params, root string) error {
 	name := p.Hostname
 	if name == "" {

@@ -92,8 +92,8 @@ func (r Resolver) Write(path string) error {
 	return nil
 }
 
-// LinkResolver makes /etc/resolv.conf of the tree at root a link to
-// ResolvPath. A file that is there is replaced only on a root file system that
+// LinkResolver makes root/etc/resolv.conf a link to ResolvPath; an empty root is
+// the machine's own. A file that is there is replaced only on a root file system that
 // is ours to change.
 func LinkResolver(root string, ours bool) error {
 	path := root + "/etc/resolv.conf"

@@ -97,7 +97,7 @@ func powerOffNow() error {
 // Die tells the console why the VM cannot go on, in words that no log level
 // hides, and switches it off, so that the host sees an end and not a hang.
 func Die(err error) {
-	fmt.Fprintf(os.Stderr, "\r\nauberge: this VM cannot start: %v\r\n", err)
+	fmt.Fprintf(os.Stderr, "\r\nauberge: this VM cannot go on: %v\r\n", err)
 	unix.Sync()
 	if err := powerOffNow(); err != nil {
 		fmt.Fprintf(os.Stderr, "auberge: %v\r\n", err)

@@ -10,8 +10,9 @@ import (
 
 // SwitchRoot makes newRoot the root of the file tree, taking the mounts of
 // EarlyMounts along, and deletes the initramfs, which otherwise stays in memory
-// for as long as the machine runs. Nothing may be left to read there.
-func SwitchRoot(newRoot string) error {
+// for as long as the machine runs, but for the directory keep, which is mounted
+// in the new root.
+func SwitchRoot(newRoot, keep string) error {
 	for _, m := range EarlyMounts {
 		target := filepath.Join(newRoot, m.Target)
 		if err := os.MkdirAll(target, 0o755); err != nil {
@@ -24,7 +25,7 @@ func SwitchRoot(newRoot string) error {
 	if err := os.Chdir(newRoot); err != nil {
 		return err
 	}
-	if err := emptyInitramfs(); err != nil {
+	if err := emptyInitramfs(keep); err != nil {
 		return err
 	}
 	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
@@ -38,7 +39,7 @@ func SwitchRoot(newRoot string) error {
 
 // emptyInitramfs deletes what is on the root file system itself, and touches
 // nothing else: neither a root that is not in memory nor what is mounted in it.
-func emptyInitramfs() error {
+func emptyInitramfs(keep string) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/", &fs); err != nil {
 		return err
@@ -50,13 +51,14 @@ func emptyInitramfs() error {
 	if err := unix.Lstat("/", &st); err != nil {
 		return err
 	}
-	removeWithin("/", uint64(st.Dev))
+	removeWithin("/", uint64(st.Dev), keep)
 	return nil
 }
 
-// removeWithin deletes the content of dir as far as it lies on device. What
-// cannot be deleted costs memory and nothing else, so errors do not matter.
-func removeWithin(dir string, device uint64) {
+// removeWithin deletes the content of dir as far as it lies on device and not
+// in keep. What cannot be deleted costs memory and nothing else, so errors do
+// not matter.
+func removeWithin(dir string, device uint64, keep string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return
@@ -64,11 +66,11 @@ func removeWithin(dir string, device uint64) {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		var st unix.Stat_t
-		if unix.Lstat(path, &st) != nil || uint64(st.Dev) != device {
+		if path == keep || unix.Lstat(path, &st) != nil || uint64(st.Dev) != device {
 			continue
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			removeWithin(path, device)
+			removeWithin(path, device, keep)
 		}
 		os.Remove(path)
 	}

@@ -115,8 +115,7 @@ func TestLaunchProcessOnTheConsole(t *testing.T) {
 	if err != nil || got.Status != pb.ProcessStatus_EXITED {
 		t.Fatalf("%v, %v", got, err)
 	}
-	// Output starts over in a plain file, for the descriptors differ.
-	if data, err := os.ReadFile(console); err != nil || !strings.Contains(string(data), "got typed\nerror\n") {
+	if data, err := os.ReadFile(console); err != nil || string(data) != "typed\ngot typed\nerror\n" {
 		t.Errorf("the console shows %q, %v", data, err)
 	}
 	server.consolePath = "/no/such/console"

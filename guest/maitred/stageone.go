@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -26,6 +25,7 @@ const (
 	modulesDir  = "/modules"
 	initBinary  = "/init"
 	shellBinary = "/vshd"
+	agentsDir   = "/agents" // what of the initramfs stays
 )
 
 // runStageOne takes the machine from the initramfs to its root disk, and
@@ -53,7 +53,7 @@ func runStageOne() error {
 	if err := installAgents(log, newRoot); err != nil {
 		return err
 	}
-	if err := core.SwitchRoot(newRoot); err != nil {
+	if err := core.SwitchRoot(newRoot, agentsDir); err != nil {
 		return err
 	}
 	self := filepath.Join(core.AgentDir, "maitred")
@@ -99,8 +99,10 @@ func mountRoot(params core.Params) error {
 	return errors.Join(unix.Unmount(lowerRoot, unix.MNT_DETACH), unix.Unmount(upperRoot, unix.MNT_DETACH))
 }
 
-// installAgents saves the agents from the initramfs into /run of the new root,
-// with the commands that one of them is.
+// installAgents gives the new root its /run, with the agents in it and the
+// commands that one of them is. The agents stay where they are in memory: a
+// copy costs an emulated guest more than a second, because the emulator then
+// has to translate the program a second time.
 func installAgents(log *slog.Logger, root string) error {
 	run := core.MountPoint{
 		Source: "tmpfs", Target: root + "/run", Type: "tmpfs",
@@ -109,34 +111,20 @@ func installAgents(log *slog.Logger, root string) error {
 	if err := run.MakeAndMount(); err != nil {
 		return err
 	}
-	dir := root + core.AgentDir
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.Mkdir(agentsDir, 0o755); err != nil {
 		return err
 	}
-	if err := copyProgram(initBinary, dir+"/maitred"); err != nil {
+	if err := os.Rename(initBinary, agentsDir+"/maitred"); err != nil {
 		return err
 	}
-	if err := copyProgram(shellBinary, dir+"/vshd"); err != nil {
+	if err := os.Rename(shellBinary, agentsDir+"/vshd"); err != nil {
 		log.Error("there will be no remote shells", "err", err)
 	}
 	for _, name := range commandNames {
-		if err := os.Symlink("maitred", filepath.Join(dir, name)); err != nil {
+		if err := os.Symlink("maitred", filepath.Join(agentsDir, name)); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-func copyProgram(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
+	bin := core.MountPoint{Source: agentsDir, Target: root + core.AgentDir, Type: "none", Flags: unix.MS_BIND}
+	return bin.MakeAndMount()
 }

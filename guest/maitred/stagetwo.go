@@ -2,7 +2,6 @@ package maitred
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -68,11 +67,8 @@ func runStageTwo() error {
 	defer cancel()
 	running.Go(func() { announce(ctx, log, readyPort(params)) })
 
-	err = awaitEnd(log, signals, server.shutdown, failed)
+	awaitEnd(log, signals, server.shutdown, failed)
 	cancel()
-	if err != nil {
-		return err
-	}
 	services.Stop()
 	if err := table.EndAll(endGrace); err != nil {
 		log.Error("going on without them", "err", err)
@@ -91,9 +87,9 @@ func setUpSystem(log *slog.Logger, params core.Params) {
 		}
 	}
 	steps := []func() error{
-		func() error { return core.SetHostname(params, "/") },
+		func() error { return core.SetHostname(params, "") },
 		core.LoopbackUp,
-		func() error { return core.LinkResolver("/", !params.WritableRoot) },
+		func() error { return core.LinkResolver("", !params.WritableRoot) },
 		// Ctrl-Alt-Del becomes SIGINT for us instead of a reset.
 		func() error { return unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF) },
 	}
@@ -121,20 +117,21 @@ func startShells(log *slog.Logger, services *core.Supervisor, params core.Params
 	}
 }
 
-// awaitEnd returns nil when the VM is to be powered off.
-func awaitEnd(log *slog.Logger, signals <-chan os.Signal, asked <-chan struct{}, failed <-chan error) error {
+// awaitEnd returns when the VM is to be powered off.
+func awaitEnd(log *slog.Logger, signals <-chan os.Signal, asked <-chan struct{}, failed <-chan error) {
 	for {
 		select {
 		case s := <-signals:
 			if slices.Contains(endSignals, s) {
 				log.Info("shutting down", "why", "signal "+s.String())
-				return nil
+				return
 			}
 		case <-asked:
 			log.Info("shutting down", "why", "the host asked")
-			return nil
+			return
 		case err := <-failed:
-			return errors.Join(errors.New("the host can no longer reach this VM"), err)
+			log.Error("shutting down: the host can no longer reach this VM", "err", err)
+			return
 		}
 	}
 }

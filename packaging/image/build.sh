@@ -90,7 +90,7 @@ lock_cache() {
 build_tools() {
 	mkdir "$temporary/bin"
 	# Not with our lock in hand: go may leave a helper of its own running.
-	(cd "$repo" && go build -o "$temporary/bin/" \
+	(cd "$repo" && go build -buildvcs=false -o "$temporary/bin/" \
 		./packaging/image/mkinitramfs ./packaging/image/mkmanifest) 9>&-
 }
 

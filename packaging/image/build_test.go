@@ -130,6 +130,7 @@ type cacheTest struct {
 	t             *testing.T
 	recipe, cache string
 	agent, counts string
+	environment   []string
 }
 
 func newCacheTest(t *testing.T) *cacheTest {
@@ -153,12 +154,18 @@ printf 'bash\t5\tamd64\n' >$1/packages
 		t.Fatal(err)
 	}
 	c.agent = agent
+	// Go's own cache would move along with XDG_CACHE_HOME, and start cold.
+	goCache, err := exec.Command("go", "env", "GOCACHE").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.environment = []string{"XDG_CACHE_HOME=" + dir, "GOCACHE=" + strings.TrimSpace(string(goCache))}
 	return c
 }
 
 func (c *cacheTest) build(args ...string) (string, error) {
 	args = append([]string{"--maitred", c.agent, "--vshd", c.agent}, args...)
-	return runBuild(filepath.Join(c.recipe, "build.sh"), []string{"XDG_CACHE_HOME=" + filepath.Dir(filepath.Dir(c.cache))}, args...)
+	return runBuild(filepath.Join(c.recipe, "build.sh"), c.environment, args...)
 }
 
 func (c *cacheTest) mustBuild(args ...string) string {
