@@ -180,7 +180,7 @@ func (s *Service) DestroyDiskImage(ctx context.Context, sub policy.Subject, req 
 	if req.StorageLocation != pb.StorageLocation_STORAGE_CRYPTOHOME_ROOT {
 		return nil, fmt.Errorf("storage location %v is not supported, only STORAGE_CRYPTOHOME_ROOT", req.StorageLocation)
 	}
-	v, err := s.find(sub, req.VmName)
+	v, err := s.lookup(sub, req.VmName)
 	switch {
 	case err == nil:
 		if err := stopAndWait(ctx, v, pb.VmStopReason_DESTROY_DISK_IMAGE_REQUESTED); err != nil {

@@ -168,8 +168,17 @@ func (s *Service) Close() {
 	}
 }
 
-// find returns a VM of the subject.
+// find returns a VM of the subject that has not ended.
 func (s *Service) find(sub policy.Subject, name string) (*vm, error) {
+	v, err := s.lookup(sub, name)
+	if err == nil && v.ended() {
+		return nil, notRunning(sub, name)
+	}
+	return v, err
+}
+
+// lookup returns a VM of the subject that is in the table.
+func (s *Service) lookup(sub policy.Subject, name string) (*vm, error) {
 	if err := policy.CheckName(name); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
@@ -177,9 +186,13 @@ func (s *Service) find(sub policy.Subject, name string) (*vm, error) {
 	defer s.mu.Unlock()
 	v := s.vms[keyOf(sub.Owner, name)]
 	if v == nil {
-		return nil, fmt.Errorf("%w: %q of owner %s does not run", ErrNotFound, name, sub.Owner.Word)
+		return nil, notRunning(sub, name)
 	}
 	return v, nil
+}
+
+func notRunning(sub policy.Subject, name string) error {
+	return fmt.Errorf("%w: %q of owner %s does not run", ErrNotFound, name, sub.Owner.Word)
 }
 
 func keyOf(o policy.Owner, name string) key { return key{uid: o.UID, label: o.Label, name: name} }

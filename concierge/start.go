@@ -41,12 +41,12 @@ func (s *Service) StartVm(ctx context.Context, sub policy.Subject, req *pb.Start
 			return nil, fmt.Errorf("VM %q is still starting: %w", req.Name, context.Cause(ctx))
 		}
 		v.mu.Lock()
-		err, stopping, termina := v.startErr, v.asked, v.termina
+		err, leaving, termina := v.startErr, v.asked, v.termina
 		v.mu.Unlock()
 		switch {
 		case err != nil:
 			return nil, err
-		case stopping && !mine:
+		case (leaving || v.ended()) && !mine:
 			// It is on its way out; a new one starts when it has gone.
 			select {
 			case <-v.gone:

@@ -14,7 +14,7 @@ import (
 // StopVm stops a VM in order and returns when it has gone. A VM that does not
 // run is stopped already.
 func (s *Service) StopVm(ctx context.Context, sub policy.Subject, req *pb.StopVmRequest) (*pb.SuccessFailureResponse, error) {
-	v, err := s.find(sub, req.Name)
+	v, err := s.lookup(sub, req.Name)
 	if errors.Is(err, ErrNotFound) {
 		return &pb.SuccessFailureResponse{Success: true}, nil
 	}
@@ -56,7 +56,7 @@ func (s *Service) ListVms(_ context.Context, sub policy.Subject, _ *pb.ListVmsRe
 	s.mu.Lock()
 	var vms []*vm
 	for k, v := range s.vms {
-		if k.uid == sub.Owner.UID && (sub.Owner.All || k.label == sub.Owner.Label) {
+		if k.uid == sub.Owner.UID && (sub.Owner.All || k.label == sub.Owner.Label) && !v.ended() {
 			vms = append(vms, v)
 		}
 	}

@@ -80,6 +80,14 @@ func (v *vm) info() *pb.VmInfo {
 	return i
 }
 
+// ended says that the VM itself has gone, though its place in the table may
+// still be taken.
+func (v *vm) ended() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.status == pb.VmStatus_VM_STATUS_STOPPED || (v.machine != nil && v.machineEnded())
+}
+
 func (v *vm) setStatus(s pb.VmStatus) {
 	v.mu.Lock()
 	v.status = s
@@ -214,6 +222,9 @@ func (s *Service) remove(v *vm) {
 	if err := os.Remove(s.recordPath(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		v.log.Error("remove the VM's record", "err", err)
 	}
+	// Nobody finds it any more, and only then its owner is told; but its place
+	// is taken until that is done, so that signals of a next one come after.
+	v.setStatus(pb.VmStatus_VM_STATUS_STOPPED)
 	if v.announced {
 		s.emit(v, "VmStoppedSignal", &pb.VmStoppedSignal{Name: v.key.name, OwnerId: v.owner.Word,
 			Cid: int64(v.cid), Reason: v.stopReason()})

@@ -25,6 +25,8 @@ const OpenCommand = "open-as-caller"
 // openTimeout bounds one opening: the file may be on a dead network share.
 const openTimeout = 30 * time.Second
 
+var errSlow = fmt.Errorf("it took longer than %v (is it on a network share that does not answer?)", openTimeout)
+
 // An Opener opens files with a caller's rights. A child process with the
 // caller's uid, gid and groups does it and hands the descriptor back, so that
 // no path is ever looked up, checked or opened with the daemon's rights.
@@ -52,7 +54,7 @@ func (o *Opener) Open(ctx context.Context, c Caller, path string, mode Mode) (*o
 	if uint32(os.Geteuid()) == c.UID && !CanSwitch() {
 		return openFile(path, mode)
 	}
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, openTimeout, errSlow)
 	defer cancel()
 	f, err := o.openAs(ctx, credentialOf(c), path, mode)
 	if err != nil {
@@ -61,11 +63,15 @@ func (o *Opener) Open(ctx context.Context, c Caller, path string, mode Mode) (*o
 	return f, nil
 }
 
-// credentialOf completes what the bus says of a caller with the groups that
-// the user database gives them. A uid without an account gets nobody's group.
+// credentialOf gives a caller the groups that its process has where the bus
+// knows them, the primary one among them, and those of the user database where
+// it does not. A uid without an account gets nobody's group.
 func credentialOf(c Caller) Credential {
+	if len(c.Groups) > 0 {
+		return Credential{UID: c.UID, GID: c.Groups[0], Groups: c.Groups}
+	}
 	const nogroup = 65534
-	cred := Credential{UID: c.UID, GID: nogroup, Groups: c.Groups}
+	cred := Credential{UID: c.UID, GID: nogroup}
 	u, err := user.LookupId(strconv.FormatUint(uint64(c.UID), 10))
 	if err != nil {
 		return cred
@@ -77,7 +83,6 @@ func credentialOf(c Caller) Credential {
 	if err != nil {
 		return cred
 	}
-	cred.Groups = nil
 	for _, id := range ids {
 		if gid, err := strconv.ParseUint(id, 10, 32); err == nil {
 			cred.Groups = append(cred.Groups, uint32(gid))
@@ -101,13 +106,20 @@ func (o *Opener) openAs(ctx context.Context, cred Credential, path string, mode 
 	cmd.Env = []string{}
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{theirs}
+	// Out of reach of the terminal that this service may have been started on.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = StartAs(cmd, cred)
 	theirs.Close()
 	if err != nil {
 		return nil, err
 	}
-	defer cmd.Wait()
-	// Killing the child closes its end, which ends the reception below.
+	// After its answer it has nothing more to do, and its user could have
+	// stopped it: it is not waited for alive.
+	defer func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}()
+	// Killing the child closes its end, which ends the reception.
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
 	defer stop()
 	f, err := receiveFile(ours)
@@ -120,7 +132,9 @@ func (o *Opener) openAs(ctx context.Context, cred Credential, path string, mode 
 	return f, err
 }
 
-// receiveFile gets the descriptor or the error number that a child sends.
+// receiveFile gets the descriptor or the error number that a child sends. The
+// child runs as the caller, who may have taken it over: no answer is believed
+// and no descriptor kept beyond the one that was asked for.
 func receiveFile(s *os.File) (*os.File, error) {
 	conn, err := net.FileConn(s)
 	if err != nil {
@@ -130,18 +144,18 @@ func receiveFile(s *os.File) (*os.File, error) {
 	buf := make([]byte, 16)
 	oob := make([]byte, unix.CmsgSpace(4))
 	n, oobn, _, _, err := conn.(*net.UnixConn).ReadMsgUnix(buf, oob)
+	fds := descriptors(oob[:oobn])
+	if len(fds) == 1 && n > 0 {
+		return checkRegular(os.NewFile(uintptr(fds[0]), "caller's file"))
+	}
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	if n == 0 {
 		return nil, errors.New("the process that opens files for callers ended without an answer")
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err == nil && len(msgs) == 1 {
-		if fds, err := unix.ParseUnixRights(&msgs[0]); err == nil && len(fds) == 1 {
-			unix.CloseOnExec(fds[0])
-			return checkRegular(os.NewFile(uintptr(fds[0]), "caller's file"))
-		}
 	}
 	if string(buf[:n]) == notRegular {
 		return nil, ErrNotRegular
@@ -151,6 +165,21 @@ func receiveFile(s *os.File) (*os.File, error) {
 		return nil, errors.New("the process that opens files for callers gave no sensible answer")
 	}
 	return nil, syscall.Errno(errno)
+}
+
+// descriptors returns all descriptors that came with a message. They are
+// close-on-exec already.
+func descriptors(oob []byte) (all []int) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	for _, m := range msgs {
+		if fds, err := unix.ParseUnixRights(&m); err == nil {
+			all = append(all, fds...)
+		}
+	}
+	return all
 }
 
 // ErrNotRegular refuses what is no regular file.
@@ -211,8 +240,10 @@ func openat2(path string, mode Mode) (int, error) {
 		return -1, ErrNotRegular
 	}
 	for {
+		// EAGAIN is final: somebody holds a lease on the file (fcntl(2)), for
+		// as long as the kernel lets them.
 		fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: flags, Resolve: unix.RESOLVE_NO_MAGICLINKS})
-		if err != unix.EINTR && err != unix.EAGAIN {
+		if err != unix.EINTR {
 			return fd, err
 		}
 	}

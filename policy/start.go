@@ -18,9 +18,10 @@ type Credential struct {
 }
 
 // ErrUnprivileged says that this process cannot act as another user.
-var ErrUnprivileged = errors.New("this service runs without CAP_SETUID and CAP_SETGID and serves its own user only")
+var ErrUnprivileged = errors.New("this service runs without CAP_SETUID, CAP_SETGID and CAP_KILL and serves its own user only")
 
-// CanSwitch says whether this process can start others as any user.
+// CanSwitch says whether this process can start others as any user, and end
+// them again.
 func CanSwitch() bool {
 	if os.Geteuid() == 0 {
 		return true
@@ -30,12 +31,12 @@ func CanSwitch() bool {
 	if err := unix.Capget(&hdr, &data[0]); err != nil {
 		return false
 	}
-	const need = 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID
+	const need = 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_KILL
 	return data[0].Effective&need == need
 }
 
 // StartAs starts a command as the given user, with no capability and no way
-// to gain one. Asked for the process's own user without the capabilities to
+// to gain one; only uid 0 keeps those that this process has. Asked for the process's own user without the capabilities to
 // switch, it keeps the groups as they are.
 func StartAs(cmd *exec.Cmd, cred Credential) error {
 	if cmd.SysProcAttr == nil {
@@ -53,7 +54,7 @@ func StartAs(cmd *exec.Cmd, cred Credential) error {
 		// outlive the change of user, so the thread gives them up and, never
 		// unlocked, ends with the goroutine.
 		runtime.LockOSThread()
-		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		if err := dropInheritable(); err != nil {
 			done <- fmt.Errorf("give up ambient capabilities: %w", err)
 			return
 		}
@@ -64,4 +65,16 @@ func StartAs(cmd *exec.Cmd, cred Credential) error {
 		done <- cmd.Start()
 	}()
 	return <-done
+}
+
+// dropInheritable takes from this thread what it could hand on to another
+// program: no capability is ambient that is not inheritable (capabilities(7)).
+func dropInheritable() error {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return err
+	}
+	data[0].Inheritable, data[1].Inheritable = 0, 0
+	return unix.Capset(&hdr, &data[0])
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -12,8 +13,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/auberge-vm/auberge/vsock"
 )
@@ -37,8 +36,9 @@ type Machine struct {
 
 	pid int
 	// process is the supervisor, held by a pidfd.
-	process   *os.Process
-	pidfd     int // of the supervisor, to wait for its end
+	process *os.Process
+	// lifeline ends when the last process of the VM has gone.
+	lifeline  *os.File
 	listeners map[uint32]*vsock.Listener
 	watcher   *net.UnixConn
 
@@ -58,6 +58,7 @@ func (l *Launcher) Launch(ctx context.Context, dir string, spec *Spec, files []*
 	if err := m.launch(ctx, files); err != nil {
 		m.Kill()
 		m.process.Wait()
+		m.awaitProcesses()
 		return nil, err
 	}
 	// The supervisor is a child of this process; it is reaped whenever it ends.
@@ -85,10 +86,16 @@ func (l *Launcher) startSupervisor(m *Machine) error {
 	}
 	defer log.Close()
 
+	lifeline, hold, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer hold.Close()
+	m.lifeline = lifeline
 	cmd := exec.Command(l.Program, append([]string{"run", "--peer-uid", fmt.Sprint(os.Geteuid())}, l.Args...)...)
 	cmd.Dir = m.Dir
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{f}
+	cmd.ExtraFiles = []*os.File{f, hold, lifeline}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := l.start(cmd); err != nil {
 		return fmt.Errorf("start the VM's supervisor: %w", err)
@@ -99,35 +106,45 @@ func (l *Launcher) startSupervisor(m *Machine) error {
 
 func (m *Machine) launch(ctx context.Context, files []*os.File) error {
 	r, _, err := call(ctx, m.control(), request{Op: opLaunch, Spec: m.Spec}, files)
-	if err != nil {
-		// A supervisor that failed says why in its record.
-		if e, xerr := ReadExit(m.Dir); xerr == nil && ctx.Err() == nil {
-			return errors.New(e.Message)
-		}
+	if err == nil {
+		m.pid = r.Status.PID
+		err = m.follow(ctx)
+	}
+	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	m.pid = r.Status.PID
-	return m.follow(ctx)
+	// A supervisor that failed says why in its record.
+	if e, xerr := ReadExit(m.Dir); xerr == nil {
+		return errors.New(e.Message)
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, errClosed) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		return errors.New("the VM's supervisor was killed, and the VM has ended with it")
+	}
+	return err
 }
 
 // Attach finds the VM in dir again. The error is ErrGone when its supervisor
 // is not there any more; its exit record then tells the rest.
 func Attach(ctx context.Context, dir string) (*Machine, error) {
 	m := &Machine{Dir: dir, done: make(chan struct{})}
-	r, _, err := call(ctx, m.control(), request{Op: opStatus}, nil)
+	r, files, err := call(ctx, m.control(), request{Op: opStatus}, nil)
+	closeAll(files)
 	if err == nil {
 		if m.process, err = os.FindProcess(r.Status.Supervisor); err != nil {
 			return nil, err
 		}
 		// That it still answers shows that the handle is not on a process
 		// which got the number later.
-		r, _, err = call(ctx, m.control(), request{Op: opStatus}, nil)
+		r, files, err = call(ctx, m.control(), request{Op: opStatus}, nil)
 	}
 	if err != nil {
 		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errClosed) {
 			return nil, fmt.Errorf("%w: %w", ErrGone, err)
 		}
 		return nil, err
+	}
+	if len(files) == 1 {
+		m.lifeline = files[0]
 	}
 	if r.Status.Spec == nil || r.Status.PID == 0 {
 		return nil, fmt.Errorf("%w: the supervisor has no VM", ErrGone)
@@ -169,18 +186,15 @@ func (m *Machine) follow(ctx context.Context) error {
 }
 
 func (m *Machine) startWatching(ctx context.Context) (err error) {
-	if m.pidfd, err = unix.PidfdOpen(m.process.Pid, 0); err != nil {
-		return fmt.Errorf("hold on to the VM's supervisor: %w", err)
+	if m.watcher, err = dialControl(ctx, m.control()); err != nil {
+		return err
 	}
-	if m.watcher, err = dialControl(ctx, m.control()); err == nil {
-		if err = sendPacket(m.watcher, request{Op: opWatch}, nil); err == nil {
-			go m.watch()
-			return nil
-		}
+	if err := sendPacket(m.watcher, request{Op: opWatch}, nil); err != nil {
 		m.watcher.Close()
+		return err
 	}
-	unix.Close(m.pidfd)
-	return err
+	go m.watch()
+	return nil
 }
 
 func (m *Machine) closeListeners() {
@@ -205,31 +219,29 @@ func (m *Machine) watch() {
 			m.end(e)
 			return
 		case r.Exit != nil:
-			m.awaitSupervisor()
 			m.end(*r.Exit)
 			return
 		}
 	}
 }
 
-// awaitSupervisor waits for the supervisor's own end, which follows its last
-// word at once, so that nothing of the VM is left when it counts as ended.
-func (m *Machine) awaitSupervisor() {
-	fds := []unix.PollFd{{Fd: int32(m.pidfd), Events: unix.POLLIN}}
-	deadline := time.Now().Add(stageGrace)
-	for {
-		n, err := unix.Poll(fds, int(time.Until(deadline).Milliseconds()))
-		if err != unix.EINTR || n > 0 {
-			return
-		}
+// awaitProcesses waits until no process of the VM is left: when the VM counts
+// as ended, its disks are free.
+func (m *Machine) awaitProcesses() {
+	if m.lifeline == nil {
+		return
 	}
+	m.lifeline.SetReadDeadline(time.Now().Add(stageGrace))
+	var b [1]byte
+	m.lifeline.Read(b[:])
+	m.lifeline.Close()
 }
 
 func (m *Machine) end(e Exit) {
 	m.once.Do(func() {
 		m.exit = e
 		m.closeListeners()
-		unix.Close(m.pidfd)
+		m.awaitProcesses()
 		close(m.done)
 	})
 }

@@ -31,6 +31,10 @@ type SupervisorConfig struct {
 	Dir string
 	// Control is the listening control socket.
 	Control *net.UnixListener
+	// Lifeline is the writing end of a pipe that every process of the VM
+	// holds, so that whoever reads the other end, LifelineReader, knows when
+	// the last of them has gone. Nothing is ever written.
+	Lifeline, LifelineReader *os.File
 	// PeerUID is the one uid, besides root, that may use the control socket.
 	PeerUID uint32
 	Driver  Driver
@@ -162,7 +166,9 @@ func (s *Supervisor) handle(req *request, files []*os.File) (reply, []*os.File) 
 			return fail(err)
 		}
 		return reply{Status: s.status()}, nil
-	case opStatus, opWatch:
+	case opStatus:
+		return reply{Status: s.status()}, []*os.File{s.cfg.LifelineReader}
+	case opWatch:
 		return reply{Status: s.status()}, nil
 	case opEndpoints:
 		s.mu.Lock()
@@ -282,6 +288,7 @@ func (s *Supervisor) startChild(cmd *exec.Cmd) error {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	cmd.ExtraFiles = append(cmd.ExtraFiles, s.cfg.Lifeline)
 	done := make(chan error, 1)
 	select {
 	case s.start <- func() { done <- cmd.Start() }:

@@ -20,8 +20,12 @@ import (
 	"github.com/auberge-vm/auberge/vmm/qemu"
 )
 
-// controlFD is the inherited control socket, as systemd would pass it.
-const controlFD = 3
+// Descriptors that whoever starts a supervisor passes.
+const (
+	controlFD        = 3 // the listening control socket
+	lifelineFD       = 4 // writing end of the lifeline
+	lifelineReaderFD = 5 // its reading end, for those who attach later
+)
 
 func init() {
 	// Children die with the thread that started them: it is the main one.
@@ -85,7 +89,8 @@ func run(peerUID uint32, driver vmm.Driver, backend string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	return vmm.NewSupervisor(vmm.SupervisorConfig{
-		Dir: dir, Control: control, PeerUID: peerUID, Driver: driver, Backend: backend, Log: log,
+		Dir: dir, Control: control, Lifeline: inherited(lifelineFD, "lifeline"),
+		LifelineReader: inherited(lifelineReaderFD, "lifeline reader"), PeerUID: peerUID, Driver: driver, Backend: backend, Log: log,
 	}).Run(ctx)
 }
 
@@ -102,8 +107,15 @@ func raiseFileLimit(log *slog.Logger) {
 	}
 }
 
+// inherited takes over a descriptor, and keeps it from processes to which it
+// is not given on purpose.
+func inherited(fd int, name string) *os.File {
+	syscall.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), name)
+}
+
 func controlListener() (*net.UnixListener, error) {
-	f := os.NewFile(controlFD, "control")
+	f := inherited(controlFD, "control")
 	defer f.Close()
 	l, err := net.FileListener(f)
 	if err != nil {

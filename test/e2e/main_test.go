@@ -186,7 +186,15 @@ func (b *bed) gone() {
 			b.t.Errorf("left behind: %s/%s", d, e.Name())
 		}
 	}
-	if pids := b.Processes(); len(pids) > 0 {
-		b.t.Errorf("processes of VMs still run: %v", pids)
+	// A process that has let go of everything may take a moment to vanish.
+	deadline := time.After(patience)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for len(b.Processes()) > 0 {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			b.t.Fatalf("processes of VMs still run: %v", b.Processes())
+		}
 	}
 }
