@@ -1,8 +1,10 @@
 package vsock
 
 import (
+	"errors"
 	"net"
 	"sync"
+	"time"
 
 	mdlayher "github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
@@ -12,12 +14,18 @@ import (
 // beyond is closed, so that one guest cannot hold up the others.
 const backlog = 64
 
+// acceptPause is how long a Demux waits before it accepts again when the host
+// was short of something, descriptors for example.
+const acceptPause = 50 * time.Millisecond
+
 // A Demux shares one listening socket among guests: in kernel mode a port of
 // the host has a single listener, and the CID says whose stream it is.
 type Demux struct {
-	l    net.Listener
-	port uint32
-	done chan struct{}
+	l       net.Listener
+	port    uint32
+	once    sync.Once
+	closing chan struct{}
+	done    chan struct{}
 
 	mu     sync.Mutex
 	guests map[uint32]*guestQueue
@@ -34,21 +42,41 @@ func ListenKernel(port uint32) (*Demux, error) {
 }
 
 func newDemux(l net.Listener, port uint32) *Demux {
-	d := &Demux{l: l, port: port, done: make(chan struct{}), guests: map[uint32]*guestQueue{}}
+	d := &Demux{l: l, port: port, closing: make(chan struct{}), done: make(chan struct{}), guests: map[uint32]*guestQueue{}}
 	go d.run()
 	return d
 }
 
 func (d *Demux) run() {
 	defer close(d.done)
+	defer d.endGuests()
 	for {
 		c, err := d.l.Accept()
-		if err != nil {
+		switch {
+		case err == nil:
+			if !d.deliver(c) {
+				c.Close()
+			}
+		case !d.goesOn(err):
 			return
 		}
-		if !d.deliver(c) {
-			c.Close()
-		}
+	}
+}
+
+// goesOn waits until it is worth accepting again, if it ever is. A shortage
+// must not cut all guests off for good.
+func (d *Demux) goesOn(err error) bool {
+	var t interface{ Temporary() bool }
+	if !errors.As(err, &t) || !t.Temporary() {
+		return false
+	}
+	pause := time.NewTimer(acceptPause)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return true
+	case <-d.closing:
+		return false
 	}
 }
 
@@ -89,8 +117,13 @@ func (d *Demux) Guest(guest Addr) (net.Listener, error) {
 
 // Close closes the shared socket and every guest's listener.
 func (d *Demux) Close() error {
+	d.once.Do(func() { close(d.closing) })
 	err := d.l.Close()
 	<-d.done
+	return err
+}
+
+func (d *Demux) endGuests() {
 	d.mu.Lock()
 	d.closed = true
 	guests := d.guests
@@ -99,7 +132,6 @@ func (d *Demux) Close() error {
 	for _, g := range guests {
 		g.end()
 	}
-	return err
 }
 
 type guestQueue struct {

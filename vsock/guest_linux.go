@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 
 	"github.com/mdlayher/socket"
 	mdlayher "github.com/mdlayher/vsock"
@@ -23,6 +24,35 @@ func ListenGuest(port uint32, reservedOnly bool) (net.Listener, error) {
 	l, err := mdlayher.Listen(port, nil)
 	if err != nil {
 		return nil, err
+	}
+	return &guestListener{l: l, port: port, reservedOnly: reservedOnly}, nil
+}
+
+// GuestSocket returns a listening socket on a port inside a guest, for another
+// process to accept on with ListenGuestFile.
+func GuestSocket(port uint32) (*os.File, error) {
+	local := Addr{CID: CIDAny, Port: port}
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, opError("listen", local, Addr{}, err)
+	}
+	err = unix.Bind(fd, &unix.SockaddrVM{CID: CIDAny, Port: port})
+	if err == nil {
+		err = unix.Listen(fd, unix.SOMAXCONN)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, opError("listen", local, Addr{}, err)
+	}
+	return os.NewFile(uintptr(fd), local.String()), nil
+}
+
+// ListenGuestFile is ListenGuest on a socket made by GuestSocket. The file
+// stays the caller's.
+func ListenGuestFile(f *os.File, port uint32, reservedOnly bool) (net.Listener, error) {
+	l, err := mdlayher.FileListener(f)
+	if err != nil {
+		return nil, opError("listen", Addr{CID: CIDAny, Port: port}, Addr{}, err)
 	}
 	return &guestListener{l: l, port: port, reservedOnly: reservedOnly}, nil
 }

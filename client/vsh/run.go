@@ -46,6 +46,8 @@ type Options struct {
 	// ends, at once if it is an *os.File.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+
+	patience time.Duration // see defaultPatience
 }
 
 // A RefusedError says that the guest did not start the session.
@@ -110,19 +112,17 @@ func (s *session) setup(ctx context.Context) error {
 		fmt.Errorf("the VM did not answer within %v", setupTimeout))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { s.conn.Close() })()
-	err := s.out.Write(s.request())
-	if errors.Is(err, vshpb.ErrTooLong) {
+	if err := s.out.Write(s.request()); errors.Is(err, vshpb.ErrTooLong) {
 		return fmt.Errorf("the command and its environment are too long for vsh: %w", err)
 	}
+	// Had the request not been sent, there might be a refusal to read still.
 	var resp vshpb.SetupConnectionResponse
-	if err == nil {
-		err = s.frames.Read(&resp)
-	}
+	err := s.frames.Read(&resp)
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err != nil:
-		return fmt.Errorf("the VM's shell server closed the connection before it answered: %w", plain(err))
+		return fmt.Errorf("the VM's shell server gave no answer: %w", plain(err))
 	case resp.GetStatus() != vshpb.ConnectionStatus_READY:
 		return &RefusedError{printable(resp.GetDescription())}
 	}
@@ -268,7 +268,7 @@ func (s *session) receive() {
 		payload, err := s.frames.Next()
 		if err != nil {
 			o.flush()
-			s.end(ExitLost, fmt.Errorf("the connection to the VM was lost: %w", plain(err)))
+			s.end(ExitLost, fmt.Errorf("the session was lost: %w", plain(err)))
 			return
 		}
 		if stream, data, ok := vshpb.ParseData(payload); ok {
@@ -289,6 +289,7 @@ func (s *session) receive() {
 func (s *session) control(payload []byte, o *output) bool {
 	var m vshpb.HostMessage
 	if err := proto.Unmarshal(payload, &m); err != nil {
+		o.flush()
 		s.end(ExitLost, fmt.Errorf("the VM sent what is no vsh message: %w", err))
 		return true
 	}
@@ -327,8 +328,8 @@ func (s *session) endOutput(err error) {
 
 // plain makes the end of a stream readable for people.
 func plain(err error) error {
-	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errors.New("it was closed")
+	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
+		return errors.New("the VM closed the connection")
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package vsh
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -12,9 +13,9 @@ import (
 	"github.com/auberge-vm/auberge/protos/vshpb"
 )
 
-// patience is how long a signal may wait to be sent before another one makes
-// vsh give up on a guest that takes nothing.
-const patience = time.Second
+// defaultPatience is how long a signal may wait to be sent before another one
+// makes vsh give up on a guest that takes nothing.
+const defaultPatience = time.Second
 
 // forwarded are the signals that the protocol has a number for.
 var forwarded = []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM}
@@ -40,15 +41,22 @@ func (s signals) stop() { signal.Stop(s.c) }
 // A controls turns signals into messages. Receiving and sending are apart, so
 // that a guest that takes nothing cannot keep vsh from being ended.
 type controls struct {
-	s       *session
-	term    *rawTerminal
-	signals chan syscall.Signal
-	resized chan struct{}
-	since   atomic.Int64 // when the oldest unsent signal came, in ns; 0 for none
+	s        *session
+	term     *rawTerminal
+	patience time.Duration
+	signals  chan syscall.Signal
+	resized  chan struct{}
+	since    atomic.Int64 // when the oldest unsent signal came, in ns; 0 for none
 }
 
 func newControls(s *session, term *rawTerminal) *controls {
-	return &controls{s: s, term: term, signals: make(chan syscall.Signal, 16), resized: make(chan struct{}, 1)}
+	return &controls{
+		s:        s,
+		term:     term,
+		patience: cmp.Or(s.opts.patience, defaultPatience),
+		signals:  make(chan syscall.Signal, 16),
+		resized:  make(chan struct{}, 1),
+	}
 }
 
 // listen acts on signals until ctx is done.
@@ -89,7 +97,7 @@ func (c *controls) resize() {
 
 func (c *controls) forward(sig syscall.Signal) {
 	now := time.Now().UnixNano()
-	if since := c.since.Load(); since != 0 && time.Duration(now-since) >= patience {
+	if since := c.since.Load(); since != 0 && time.Duration(now-since) >= c.patience {
 		c.s.end(128+int(sig), fmt.Errorf("the VM takes no messages: %w", &SignalError{sig}))
 		return
 	}

@@ -43,6 +43,8 @@ type Command struct {
 	Stdio string
 	// Output, when set, is the standard output and error instead.
 	Output *os.File
+	// Files become descriptors 3 and up.
+	Files []*os.File
 }
 
 // An Exit tells how a process ended.
@@ -180,6 +182,9 @@ func (t *Table) Start(c Command) (*Process, error) {
 		Env:   c.Env,
 		Files: []uintptr{stdio.Fd(), output.Fd(), output.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	for _, f := range c.Files {
+		attr.Files = append(attr.Files, f.Fd())
 	}
 	args := c.Args
 	if len(args) == 0 {

@@ -100,17 +100,25 @@ func setUpSystem(log *slog.Logger, params core.Params) {
 	}
 }
 
-// startShells keeps vshd running, which writes to the console.
+// startShells keeps vshd running, which writes to the console. The socket on
+// which it listens is made here, so that the host finds a shell from the
+// moment the VM is ready, and also while vshd is started again.
 func startShells(log *slog.Logger, services *core.Supervisor, params core.Params) {
-	args := []string{"vshd"}
+	socket, err := vsock.GuestSocket(vsock.PortVshd)
+	if err != nil {
+		log.Error("there will be no remote shells", "err", err)
+		return
+	}
+	args := []string{"vshd", "--listen-fd", "3"}
 	if params.ReservedVsock {
 		args = append(args, "--reserved-only")
 	}
-	err := services.Start("vshd", core.Command{
+	err = services.Start("vshd", core.Command{
 		Path:   filepath.Join(core.AgentDir, "vshd"),
 		Args:   args,
 		Env:    os.Environ(),
 		Output: os.Stderr,
+		Files:  []*os.File{socket},
 	})
 	if err != nil {
 		log.Error("there will be no remote shells", "err", err)

@@ -80,7 +80,9 @@ func (s *session) run(ctx context.Context) (int, error) {
 	}
 	code, err := s.proc.reap()
 	if err != nil {
-		return 0, s.tell(err)
+		s.tell(err)
+		s.conn.SetReadDeadline(longAgo)
+		return 0, err
 	}
 	s.out.Write(exitedWith(code))
 	s.conn.SetReadDeadline(time.Now().Add(s.server.lingerTime))
@@ -115,14 +117,13 @@ func (s *session) hangUp(why error) error {
 }
 
 // tell lets the client know why its session ends without an exit code, if the
-// client still takes messages. It returns why.
-func (s *session) tell(why error) error {
+// client still takes messages.
+func (s *session) tell(why error) {
 	s.conn.SetWriteDeadline(time.Now().Add(time.Second))
 	s.out.Write(status(&vshpb.ConnectionStatusMessage{
 		Status:      vshpb.ConnectionStatus_FAILED,
 		Description: clip(why.Error()),
 	}))
-	return why
 }
 
 // receive acts on the client's messages. It returns why it stopped.

@@ -12,9 +12,11 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
@@ -32,7 +34,9 @@ const (
 	maxConnections = 8
 	maxStreams     = 16
 	maxMessage     = 64 << 10 // bytes, both ways: maitred's messages are small
+	maxHeaders     = 16 << 10 // bytes, both ways; gRPC's own limit is 16 MiB per call
 	setupTimeout   = 10 * time.Second
+	maxWords       = 500 // characters of a guest's error that are passed on
 )
 
 // A Link connects the host with the maitred of one guest.
@@ -59,6 +63,7 @@ func New(l net.Listener, dial func(context.Context) (net.Conn, error), log *slog
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(false)),
+		grpc.WithMaxHeaderListSize(maxHeaders),
 		grpc.WithNoProxy())
 	if err != nil {
 		return nil, err
@@ -67,12 +72,14 @@ func New(l net.Listener, dial func(context.Context) (net.Conn, error), log *slog
 		log: log, conn: conn, client: pb.NewMaitredClient(conn),
 		served: make(chan struct{}), ready: make(chan struct{}),
 		server: grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams),
-			grpc.ConnectionTimeout(setupTimeout)),
+			grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(setupTimeout)),
 	}
 	pb.RegisterStartupListenerServer(k.server, startupListener{link: k})
 	go func() {
 		defer close(k.served)
-		k.server.Serve(netutil.LimitListener(l, maxConnections))
+		if err := k.server.Serve(netutil.LimitListener(l, maxConnections)); err != nil && !errors.Is(err, grpc.ErrServerStopped) && !errors.Is(err, net.ErrClosed) {
+			k.log.Error("the guest's startup calls are not heard any more", "err", err)
+		}
 	}()
 	return k, nil
 }
@@ -110,17 +117,40 @@ func explain(what string, err error) error {
 	switch s, _ := status.FromError(err); s.Code() {
 	case codes.DeadlineExceeded:
 		return fmt.Errorf("%s: the guest's agent did not answer in time", what)
+	case codes.Canceled:
+		return fmt.Errorf("%s: given up", what)
 	case codes.Unavailable:
-		return fmt.Errorf("%s: the guest's agent cannot be reached: %s", what, s.Message())
+		return fmt.Errorf("%s: the guest's agent cannot be reached: %s", what, words(s.Message()))
 	case codes.Unimplemented:
-		return fmt.Errorf("%s: %w: %s", what, errors.ErrUnsupported, s.Message())
+		return fmt.Errorf("%s: %w: %s", what, errors.ErrUnsupported, words(s.Message()))
 	default:
-		return fmt.Errorf("%s: the guest says: %s", what, s.Message())
+		return fmt.Errorf("%s: the guest says: %s", what, words(s.Message()))
 	}
+}
+
+// words makes a guest's text fit for an error message, which ends up on
+// terminals and in messages that must be UTF-8.
+func words(s string) string {
+	var b strings.Builder
+	n := 0
+	for _, r := range s {
+		if n++; n > maxWords {
+			b.WriteString("...")
+			break
+		}
+		if !unicode.IsPrint(r) {
+			r = ' '
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
 }
 
 // ConfigureNetwork implements guestlink.Agent.
 func (k *Link) ConfigureNetwork(ctx context.Context, n guestlink.Network) error {
+	if !n.Address.Addr().Is4() || !n.Gateway.Is4() {
+		return fmt.Errorf("configure the guest's network: %v by way of %v is not IPv4", n.Address, n.Gateway)
+	}
 	mask := net.CIDRMask(n.Address.Bits(), 32)
 	_, err := k.client.ConfigureNetwork(ctx, &pb.NetworkConfigRequest{Ipv4Config: &pb.IPv4Config{
 		Address: NetworkOrder(n.Address.Addr()),
@@ -163,7 +193,7 @@ func (k *Link) Mount(ctx context.Context, m guestlink.Mount) error {
 		return explain(what, err)
 	}
 	if r.Error != 0 {
-		return fmt.Errorf("%s: %w", what, syscall.Errno(r.Error))
+		return fmt.Errorf("%s: %w", what, syscall.Errno(uint32(r.Error)))
 	}
 	return nil
 }

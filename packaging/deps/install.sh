@@ -80,8 +80,7 @@ install_vsock() {
 		return
 	fi
 	say "this release has no vhost-device-vsock: taking Debian's package from sid, and nothing else"
-	local work
-	work=$(mktemp -d)
+	work=$(mktemp -d) # not local: removed when the script ends
 	trap 'rm -rf "$work"' EXIT
 	apt_find "$work/apt" main sid >/dev/null ||
 		fail "vhost-device-vsock: cannot reach Debian's sid through apt's mirrors"
@@ -109,17 +108,18 @@ check_go() {
 }
 
 main() {
-	local packages vsock=
+	local packages vsock=()
 	mapfile -t packages < <(missing_packages)
-	present vhost-device-vsock || vsock=vhost-device-vsock
-	if [ ${#packages[@]} -gt 0 ] || [ -n "$vsock" ]; then
-		say "will install: ${packages[*]} $vsock"
+	present vhost-device-vsock || vsock=(vhost-device-vsock)
+	if [ $((${#packages[@]} + ${#vsock[@]})) -gt 0 ]; then
+		local all=("${packages[@]}" "${vsock[@]}")
+		say "will install: ${all[*]}"
 		command -v apt-get >/dev/null ||
 			fail "this is not Debian: install these, or what provides them, yourself"
 		check_rights
 		refresh_lists
 		[ ${#packages[@]} = 0 ] || apt_install "${packages[@]}"
-		[ -z "$vsock" ] || install_vsock
+		[ ${#vsock[@]} = 0 ] || install_vsock
 		mapfile -t packages < <(missing_packages)
 		[ ${#packages[@]} = 0 ] || fail "still missing after installing: ${packages[*]}"
 		present vhost-device-vsock || fail "still missing after installing: vhost-device-vsock"

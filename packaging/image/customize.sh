@@ -16,6 +16,11 @@ mkdir -p "$root/mnt/stateful" "$root/mnt/shared" "$root/mnt/external"
 rm -f "$root/etc/resolv.conf"
 ln -s /run/resolv.conf "$root/etc/resolv.conf"
 
+# PID 1 is our agent, and these commands, which it leaves in /run, reach it.
+for command in poweroff shutdown halt; do
+	ln -s "/run/auberge/bin/$command" "$root/usr/local/sbin/$command"
+done
+
 # Nothing of the machine that built it, nothing that is to differ between VMs.
 echo localhost >"$root/etc/hostname"
 printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' >"$root/etc/hosts"

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -23,4 +25,12 @@ func statusLines(t *testing.T, pid int) [][]string {
 		}
 	}
 	return lines
+}
+
+// withTerminal lets a command that runs as another user have a terminal of
+// its own.
+func withTerminal(cmd *exec.Cmd) *syscall.SysProcAttr {
+	attr := *cmd.SysProcAttr
+	attr.Setsid, attr.Setctty = true, true
+	return &attr
 }

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/auberge-vm/auberge/vmm"
 	"github.com/auberge-vm/auberge/vsock"
 )
@@ -24,8 +26,8 @@ type Driver struct {
 var _ vmm.Driver = Driver{}
 
 // Command builds QEMU's command line. Nothing in it comes from a user but
-// numbers, the kernel's command line and OEM strings, and the latter two are
-// single arguments whose commas are doubled.
+// numbers, the kernel's command line, which is an argument of its own, and OEM
+// strings, whose commas are doubled.
 func (d Driver) Command(spec *vmm.Spec, files []*os.File, monitor *os.File) (*exec.Cmd, error) {
 	path := d.Path
 	if path == "" {
@@ -60,7 +62,11 @@ func (d Driver) Command(spec *vmm.Spec, files []*os.File, monitor *os.File) (*ex
 		add("-initrd", procFD(fd(spec.Initrd)))
 	}
 	for i, disk := range spec.Disks {
-		addDisk(add, i, disk, fd(disk.File))
+		readOnly, err := openReadOnly(files[disk.File])
+		if err != nil {
+			return nil, fmt.Errorf("disk %d: %w", i, err)
+		}
+		addDisk(add, i, disk, fd(disk.File), readOnly)
 	}
 	addVsock(add, spec.Vsock)
 	if n := spec.Network; n != nil {
@@ -79,13 +85,27 @@ func (d Driver) Command(spec *vmm.Spec, files []*os.File, monitor *os.File) (*ex
 	return cmd, nil
 }
 
-func addDisk(add func(...string), i int, disk vmm.Disk, fd int) {
+// openReadOnly says whether a descriptor cannot be written. QEMU opens an
+// fdset only in the mode that the descriptor has, whatever the disk's.
+func openReadOnly(f *os.File) (bool, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	flags := 0
+	if cerr := raw.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) }); cerr != nil {
+		return false, cerr
+	}
+	return flags&unix.O_ACCMODE == unix.O_RDONLY, err
+}
+
+func addDisk(add func(...string), i int, disk vmm.Disk, fd int, readOnly bool) {
 	set := i + 1
 	node := fmt.Sprintf("disk%d", i)
 	add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set),
 		"-blockdev", object{"driver": "file", "node-name": node + "-file",
 			"filename":  fmt.Sprintf("/dev/fdset/%d", set),
-			"read-only": disk.ReadOnly, "discard": "unmap"}.String())
+			"read-only": readOnly, "discard": "unmap"}.String())
 	format := object{"driver": string(disk.Format), "node-name": node, "file": node + "-file",
 		"read-only": disk.ReadOnly, "discard": "unmap"}
 	if disk.Format == vmm.FormatQcow2 {

@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -50,8 +51,11 @@ func (d Driver) Probe(ctx context.Context, kernel string) error {
 	if bytes.Contains(out.Tail(), []byte("Kernel panic")) {
 		return nil
 	}
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		err = fmt.Errorf("no guest came up within %v", probeTimeout)
+	case err == nil:
+		err = errors.New("the guest ended without a word")
 	}
 	return fmt.Errorf("KVM does not run guests on this machine: %v: %s", err, vmm.LastLines(out.Tail(), 3))
 }

@@ -134,26 +134,31 @@ func (m *Monitor) Execute(ctx context.Context, command string, args, result any)
 	if err != nil {
 		return err
 	}
-	if deadline, ok := ctx.Deadline(); ok {
-		m.conn.SetWriteDeadline(deadline)
-	}
+	deadline, _ := ctx.Deadline() // zero when there is none
+	m.conn.SetWriteDeadline(deadline)
 	if _, err := m.conn.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("QMP %s: %w", command, err)
 	}
+	var msg message
 	select {
-	case msg := <-ch:
-		if msg.Error != nil {
-			return fmt.Errorf("QMP %s: %s: %s", command, msg.Error.Class, msg.Error.Desc)
-		}
-		if result == nil {
-			return nil
-		}
-		return json.Unmarshal(msg.Return, result)
+	case msg = <-ch:
 	case <-m.done:
-		return fmt.Errorf("QMP %s: %w", command, errMonitorClosed)
+		// It may have answered before.
+		select {
+		case msg = <-ch:
+		default:
+			return fmt.Errorf("QMP %s: %w", command, errMonitorClosed)
+		}
 	case <-ctx.Done():
 		return fmt.Errorf("QMP %s: %w", command, context.Cause(ctx))
 	}
+	if msg.Error != nil {
+		return fmt.Errorf("QMP %s: %s: %s", command, msg.Error.Class, msg.Error.Desc)
+	}
+	if result == nil {
+		return nil
+	}
+	return json.Unmarshal(msg.Return, result)
 }
 
 // Quit ends QEMU. That QEMU closes the connection before it answers counts as

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -17,24 +18,34 @@ import (
 
 func main() {
 	reserved := flag.Bool("reserved-only", false, "accept streams from the host's reserved source ports only; needed where the host's vsock is the kernel's")
+	fd := flag.Int("listen-fd", -1, "listen on this inherited AF_VSOCK socket instead of making one")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "vshd: unexpected argument %q\n", flag.Arg(0))
 		os.Exit(2)
 	}
 	syscall.Umask(0o022) // sessions inherit it
-	if err := run(*reserved); err != nil {
+	if err := run(*fd, *reserved); err != nil {
 		slog.Error("vshd failed", "err", err)
 		os.Exit(1)
 	}
 }
 
-func run(reserved bool) error {
+func run(fd int, reserved bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	l, err := vsock.ListenGuest(vsock.PortVshd, reserved)
+	l, err := listen(fd, reserved)
 	if err != nil {
 		return fmt.Errorf("listen for shells: %w", err)
 	}
 	return vshd.New().Serve(ctx, l)
+}
+
+func listen(fd int, reserved bool) (net.Listener, error) {
+	if fd < 0 {
+		return vsock.ListenGuest(vsock.PortVshd, reserved)
+	}
+	f := os.NewFile(uintptr(fd), "listening socket")
+	defer f.Close()
+	return vsock.ListenGuestFile(f, vsock.PortVshd, reserved)
 }

@@ -1,0 +1,5 @@
+package qemu
+
+var NewMonitor = newMonitor
+
+const MaxQMPLine = maxQMPLine
