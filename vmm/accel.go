@@ -51,7 +51,7 @@ func (l *Launcher) ProbeAccel(ctx context.Context, kernel, cache string) (AccelC
 }
 
 func (l *Launcher) probe(ctx context.Context, kernel string) (AccelChoice, error) {
-	cmd := exec.Command(l.Program, "probe", kernel)
+	cmd := exec.Command(l.Program, append(append([]string{"probe"}, l.Args...), "--", kernel)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := l.start(cmd); err != nil {

@@ -12,10 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	backendDied  = "the vsock backend ended, and the VM with it"
-	backendReady = 10 * time.Second
-)
+const backendDied = "the vsock backend ended, and the VM with it"
 
 // startBackend starts the vhost-user vsock device and waits until its socket
 // listens, since the hypervisor connects to it exactly once.
@@ -41,12 +38,12 @@ func (s *Supervisor) startBackend(spec *Spec) error {
 	s.mu.Unlock()
 	go func() {
 		b.err = cmd.Wait()
-		close(b.done)
 		// Harmless when the VM is ending anyway.
 		s.stop(backendDied)
+		close(b.done)
 	}()
 	ready := make(chan error, 1)
-	go func() { ready <- waitListening(created, path) }()
+	go func() { ready <- waitListening(created, path, b.done, s.grace) }()
 	select {
 	case err := <-ready:
 		return err
@@ -91,8 +88,8 @@ func watchDir(dir string) (*os.File, error) {
 // name a moment before listen takes effect; the last step is therefore looked
 // up in the kernel's table, and connecting to find out is out of the question
 // because the backend serves one connection only.
-func waitListening(created *os.File, path string) error {
-	deadline := time.Now().Add(backendReady)
+func waitListening(created *os.File, path string, ended <-chan struct{}, within time.Duration) error {
+	deadline := time.Now().Add(within)
 	created.SetReadDeadline(deadline)
 	buf := make([]byte, 4096)
 	for {
@@ -100,14 +97,19 @@ func waitListening(created *os.File, path string) error {
 			break
 		}
 		if _, err := created.Read(buf); err != nil {
-			return fmt.Errorf("the vsock backend did not create %s within %v: %w", path, backendReady, err)
+			return fmt.Errorf("the vsock backend did not create %s within %v: %w", path, within, err)
 		}
 	}
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for !listening(path) {
-		if (<-tick.C).After(deadline) {
-			return errors.New("the vsock backend does not listen")
+		select {
+		case now := <-tick.C:
+			if now.After(deadline) {
+				return errors.New("the vsock backend does not listen")
+			}
+		case <-ended:
+			return errors.New(backendDied)
 		}
 	}
 	return nil
@@ -122,7 +124,7 @@ func listening(path string) bool {
 	const acceptFlag = "00010000" // __SO_ACCEPTCON
 	for l := range strings.Lines(string(b)) {
 		f := strings.Fields(l)
-		if len(f) >= 8 && f[7] == path && f[3] == acceptFlag {
+		if len(f) >= 8 && f[3] == acceptFlag && strings.HasSuffix(strings.TrimSuffix(l, "\n"), " "+path) {
 			return true
 		}
 	}

@@ -59,7 +59,7 @@ func (r *Ring) Tail() []byte {
 }
 
 // LastLines makes the end of a console fit for an error message: at most n
-// lines that hold something, valid UTF-8 without control characters or
+// lines that hold something, valid UTF-8 of printable characters without
 // terminal sequences, no line longer than 200 characters.
 func LastLines(console []byte, n int) string {
 	var lines []string
@@ -88,7 +88,7 @@ func cleanLine(l string) string {
 			escape = true
 		case r == '\t':
 			b.WriteByte(' ')
-		case unicode.IsControl(r):
+		case !unicode.IsPrint(r):
 		case count < maxLine:
 			b.WriteRune(r)
 			count++

@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net"
 	"os"
 	"runtime"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,7 +18,9 @@ import (
 
 // The control socket carries one JSON object per packet (SOCK_SEQPACKET), with
 // descriptors beside it. A client sends one request per connection and reads
-// one reply; after a watch request, replies come until the VM has ended.
+// one reply; after a watch request, a second comes when the VM has ended. The
+// socket's name is where the VMs' user can write: a client believes the kernel
+// only as to who answers.
 
 const (
 	maxPacket = 160 << 10 // bytes; below the kernel's default send buffer
@@ -46,15 +51,16 @@ type reply struct {
 	Ports   []uint32 `json:"ports,omitempty"`
 	Console []byte   `json:"console,omitempty"`
 	Exit    *Exit    `json:"exit,omitempty"`
+
+	// pid is the process that sent the reply, as the kernel says.
+	pid int
 }
 
 // A Status is what a supervisor says of its VM.
 type Status struct {
 	// PID is the hypervisor's; zero while nothing runs.
-	PID int `json:"pid"`
-	// Supervisor is the supervisor's own process ID.
-	Supervisor int   `json:"supervisor"`
-	Spec       *Spec `json:"spec,omitempty"`
+	PID  int   `json:"pid"`
+	Spec *Spec `json:"spec,omitempty"`
 }
 
 // sendPacket writes one JSON packet with descriptors.
@@ -96,20 +102,25 @@ func rawFD(f *os.File) (int, error) {
 	return n, err
 }
 
-// receivePacket reads one JSON packet and its descriptors.
+// receivePacket reads one JSON packet and its descriptors. At the end of the
+// connection the error is io.EOF.
 func receivePacket(c *net.UnixConn, v any) ([]*os.File, error) {
+	files, _, err := receiveFrom(c, v)
+	return files, err
+}
+
+// receiveFrom tells the sender's process ID too, zero where the socket does
+// not ask for it.
+func receiveFrom(c *net.UnixConn, v any) (files []*os.File, pid int, err error) {
 	b := make([]byte, maxPacket+1)
-	oob := make([]byte, unix.CmsgSpace(maxFiles*4))
+	oob := make([]byte, unix.CmsgSpace(maxFiles*4)+unix.CmsgSpace(unix.SizeofUcred))
 	n, oobn, flags, _, err := c.ReadMsgUnix(b, oob)
-	if err != nil {
-		return nil, err
-	}
-	files, ferr := parseRights(oob[:oobn])
+	// Descriptors can come with an empty packet too, which looks like the end.
+	files, pid, ferr := parseControl(oob[:oobn])
 	switch {
+	case err != nil:
 	case ferr != nil:
 		err = ferr
-	case n == 0:
-		err = errClosed
 	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
 		err = errors.New("control packet is truncated")
 	default:
@@ -119,30 +130,40 @@ func receivePacket(c *net.UnixConn, v any) ([]*os.File, error) {
 	}
 	if err != nil {
 		closeAll(files)
-		return nil, err
+		return nil, 0, err
 	}
-	return files, nil
+	return files, pid, nil
 }
 
-var errClosed = errors.New("control connection closed")
-
-func parseRights(oob []byte) ([]*os.File, error) {
+func parseControl(oob []byte) (files []*os.File, pid int, err error) {
 	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	var files []*os.File
 	for _, m := range msgs {
+		if cred, err := unix.ParseUnixCredentials(&m); err == nil {
+			pid = int(cred.Pid)
+			continue
+		}
 		fds, err := unix.ParseUnixRights(&m)
 		if err != nil {
 			continue
 		}
 		for _, fd := range fds {
-			unix.CloseOnExec(fd)
 			files = append(files, os.NewFile(uintptr(fd), "received"))
 		}
 	}
-	return files, nil
+	return files, pid, nil
+}
+
+// gone says whether an error of a call means that no supervisor is there.
+func gone(err error) bool {
+	for _, e := range []error{io.EOF, fs.ErrNotExist, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func closeAll(files []*os.File) {
@@ -151,8 +172,16 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// call performs one request on a fresh connection.
-func call(ctx context.Context, path string, req request, files []*os.File) (*reply, []*os.File, error) {
+// call performs one request on a fresh connection, to whose reply no
+// descriptors belong.
+func call(ctx context.Context, path string, req request, files []*os.File) (*reply, error) {
+	r, got, err := callForFiles(ctx, path, req, files)
+	closeAll(got)
+	return r, err
+}
+
+// callForFiles performs a request whose reply comes with descriptors.
+func callForFiles(ctx context.Context, path string, req request, files []*os.File) (*reply, []*os.File, error) {
 	c, err := dialControl(ctx, path)
 	if err != nil {
 		return nil, nil, err
@@ -164,10 +193,11 @@ func call(ctx context.Context, path string, req request, files []*os.File) (*rep
 		return nil, nil, controlError(ctx, req.Op, err)
 	}
 	var r reply
-	got, err := receivePacket(c, &r)
+	got, pid, err := receiveFrom(c, &r)
 	if err != nil {
 		return nil, nil, controlError(ctx, req.Op, err)
 	}
+	r.pid = pid
 	if r.Error != "" {
 		closeAll(got)
 		return nil, nil, errors.New(r.Error)
@@ -188,7 +218,25 @@ func dialControl(ctx context.Context, path string) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reach the VM's supervisor: %w", err)
 	}
-	return c.(*net.UnixConn), nil
+	u := c.(*net.UnixConn)
+	if err := askForSender(u); err != nil {
+		u.Close()
+		return nil, err
+	}
+	return u, nil
+}
+
+// askForSender has the kernel say who sent a packet: SO_PEERCRED would name
+// whoever made the listening socket.
+func askForSender(c *net.UnixConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) }); cerr != nil {
+		return cerr
+	}
+	return err
 }
 
 func peerCred(c *net.UnixConn) (*unix.Ucred, error) {

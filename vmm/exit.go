@@ -3,11 +3,13 @@ package vmm
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 )
 
 // An ExitReason says why a VM ended.
@@ -39,10 +41,23 @@ func writeExit(dir string, e Exit) error {
 	return renameio.WriteFile(filepath.Join(dir, exitFile), b, 0o640)
 }
 
+// maxExit bounds an exit record, in bytes; that of a real supervisor is little
+// more than the console in base64.
+const maxExit = 1 << 20
+
 // ReadExit returns the exit record in a VM's directory. The error is
-// fs.ErrNotExist when the VM left none.
+// fs.ErrNotExist when the VM left none. The directory is the VMs' user's too:
+// what is no plain file of a plausible size is no record.
 func ReadExit(dir string) (Exit, error) {
-	b, err := os.ReadFile(filepath.Join(dir, exitFile))
+	f, err := os.OpenFile(filepath.Join(dir, exitFile), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return Exit{}, err
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() || fi.Size() > maxExit {
+		return Exit{}, fmt.Errorf("exit record in %s: it is none (%v)", dir, err)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxExit))
 	if err != nil {
 		return Exit{}, err
 	}

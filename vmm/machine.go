@@ -1,18 +1,19 @@
 package vmm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/auberge-vm/auberge/vsock"
 )
@@ -26,6 +27,8 @@ type Launcher struct {
 	// Start starts the command as the user under which VMs run. The command's
 	// own credentials are not set yet. Nil means cmd.Start.
 	Start func(cmd *exec.Cmd) error
+
+	grace time.Duration // stageGrace, but in tests
 }
 
 // A Machine is a VM as a daemon sees it: its directory and the supervisor
@@ -41,17 +44,20 @@ type Machine struct {
 	lifeline  *os.File
 	listeners map[uint32]*vsock.Listener
 	watcher   *net.UnixConn
+	watched   chan struct{} // closed when nobody watches any more
+	released  atomic.Bool
+	grace     time.Duration
 
 	done chan struct{}
 	exit Exit
-	once sync.Once
 }
 
 // Launch starts a supervisor for the VM in dir and hands it the spec and the
 // files that the spec counts on. On failure nothing of it runs any more; the
 // exit record, if there is one, is still in dir. The files stay the caller's.
 func (l *Launcher) Launch(ctx context.Context, dir string, spec *Spec, files []*os.File) (*Machine, error) {
-	m := &Machine{Dir: dir, Spec: spec, done: make(chan struct{})}
+	m := newMachine(dir, l.grace)
+	m.Spec = spec
 	if err := l.startSupervisor(m); err != nil {
 		return nil, err
 	}
@@ -64,6 +70,10 @@ func (l *Launcher) Launch(ctx context.Context, dir string, spec *Spec, files []*
 	// The supervisor is a child of this process; it is reaped whenever it ends.
 	go m.process.Wait()
 	return m, nil
+}
+
+func newMachine(dir string, grace time.Duration) *Machine {
+	return &Machine{Dir: dir, grace: cmp.Or(grace, stageGrace), watched: make(chan struct{}), done: make(chan struct{})}
 }
 
 func (l *Launcher) startSupervisor(m *Machine) error {
@@ -80,32 +90,42 @@ func (l *Launcher) startSupervisor(m *Machine) error {
 		return err
 	}
 	defer f.Close()
-	log, err := os.OpenFile(filepath.Join(m.Dir, "supervisor.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(filepath.Join(m.Dir, "supervisor.log"), os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
 
-	lifeline, hold, err := os.Pipe()
+	lifeline, hold, err := makeLifeline()
 	if err != nil {
 		return err
 	}
 	defer hold.Close()
-	m.lifeline = lifeline
 	cmd := exec.Command(l.Program, append([]string{"run", "--peer-uid", fmt.Sprint(os.Geteuid())}, l.Args...)...)
 	cmd.Dir = m.Dir
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{f, hold, lifeline}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := l.start(cmd); err != nil {
+		lifeline.Close()
 		return fmt.Errorf("start the VM's supervisor: %w", err)
 	}
-	m.process = cmd.Process
+	m.lifeline, m.process = lifeline, cmd.Process
 	return nil
 }
 
+// makeLifeline returns a pipe whose reading end takes deadlines wherever it is
+// passed: files made by os.Pipe lose that when a process inherits them.
+func makeLifeline() (read, write *os.File, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, nil, fmt.Errorf("make the VM's lifeline: %w", err)
+	}
+	return os.NewFile(uintptr(p[0]), "lifeline"), os.NewFile(uintptr(p[1]), "lifeline"), nil
+}
+
 func (m *Machine) launch(ctx context.Context, files []*os.File) error {
-	r, _, err := call(ctx, m.control(), request{Op: opLaunch, Spec: m.Spec}, files)
+	r, err := call(ctx, m.control(), request{Op: opLaunch, Spec: m.Spec}, files)
 	if err == nil {
 		m.pid = r.Status.PID
 		err = m.follow(ctx)
@@ -117,7 +137,7 @@ func (m *Machine) launch(ctx context.Context, files []*os.File) error {
 	if e, xerr := ReadExit(m.Dir); xerr == nil {
 		return errors.New(e.Message)
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, errClosed) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+	if gone(err) {
 		return errors.New("the VM's supervisor was killed, and the VM has ended with it")
 	}
 	return err
@@ -126,31 +146,45 @@ func (m *Machine) launch(ctx context.Context, files []*os.File) error {
 // Attach finds the VM in dir again. The error is ErrGone when its supervisor
 // is not there any more; its exit record then tells the rest.
 func Attach(ctx context.Context, dir string) (*Machine, error) {
-	m := &Machine{Dir: dir, done: make(chan struct{})}
-	r, files, err := call(ctx, m.control(), request{Op: opStatus}, nil)
-	closeAll(files)
-	if err == nil {
-		if m.process, err = os.FindProcess(r.Status.Supervisor); err != nil {
-			return nil, err
+	m := newMachine(dir, 0)
+	if err := m.attach(ctx); err != nil {
+		if m.lifeline != nil {
+			m.lifeline.Close()
 		}
-		// That it still answers shows that the handle is not on a process
-		// which got the number later.
-		r, files, err = call(ctx, m.control(), request{Op: opStatus}, nil)
-	}
-	if err != nil {
-		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, errClosed) {
+		if gone(err) {
 			return nil, fmt.Errorf("%w: %w", ErrGone, err)
 		}
 		return nil, err
 	}
-	if len(files) == 1 {
-		m.lifeline = files[0]
+	return m, nil
+}
+
+func (m *Machine) attach(ctx context.Context) error {
+	first, err := call(ctx, m.control(), request{Op: opStatus}, nil)
+	if err != nil {
+		return err
 	}
+	if m.process, err = os.FindProcess(first.pid); err != nil {
+		return err
+	}
+	// That it still answers shows that the handle is not on a process which
+	// got the number later.
+	r, files, err := callForFiles(ctx, m.control(), request{Op: opStatus}, nil)
+	if err != nil {
+		return err
+	}
+	if len(files) != 1 || r.pid != first.pid || r.Status == nil {
+		closeAll(files)
+		return errors.New("the VM's supervisor gave no sensible answer")
+	}
+	m.lifeline = files[0]
 	if r.Status.Spec == nil || r.Status.PID == 0 {
-		return nil, fmt.Errorf("%w: the supervisor has no VM", ErrGone)
+		// Whoever meant to give it one is not there any more.
+		m.Kill()
+		return fmt.Errorf("%w: the supervisor has no VM", ErrGone)
 	}
 	m.Spec, m.pid = r.Status.Spec, r.Status.PID
-	return m, m.follow(ctx)
+	return m.follow(ctx)
 }
 
 // ErrGone says that a VM's supervisor does not run any more.
@@ -158,7 +192,7 @@ var ErrGone = errors.New("the VM has ended")
 
 // follow takes the listening sockets and begins to watch for the VM's end.
 func (m *Machine) follow(ctx context.Context) error {
-	r, files, err := call(ctx, m.control(), request{Op: opEndpoints}, nil)
+	r, files, err := callForFiles(ctx, m.control(), request{Op: opEndpoints}, nil)
 	if err != nil {
 		return err
 	}
@@ -168,6 +202,10 @@ func (m *Machine) follow(ctx context.Context) error {
 	}
 	m.listeners = map[uint32]*vsock.Listener{}
 	for i, port := range r.Ports {
+		if m.listeners[port] != nil {
+			m.closeListeners()
+			return fmt.Errorf("the VM's supervisor sent two sockets for port %d", port)
+		}
 		l, err := net.FileListener(files[i])
 		if err != nil {
 			m.closeListeners()
@@ -205,12 +243,16 @@ func (m *Machine) closeListeners() {
 
 // watch ends when the supervisor reports the VM's end or vanishes.
 func (m *Machine) watch() {
+	defer close(m.watched)
 	defer m.watcher.Close()
 	for {
 		var r reply
 		files, err := receivePacket(m.watcher, &r)
 		closeAll(files)
 		switch {
+		case m.released.Load():
+			m.letGo()
+			return
 		case err != nil:
 			e, xerr := ReadExit(m.Dir)
 			if xerr != nil {
@@ -231,19 +273,30 @@ func (m *Machine) awaitProcesses() {
 	if m.lifeline == nil {
 		return
 	}
-	m.lifeline.SetReadDeadline(time.Now().Add(stageGrace))
+	m.lifeline.SetReadDeadline(time.Now().Add(m.grace))
 	var b [1]byte
 	m.lifeline.Read(b[:])
 	m.lifeline.Close()
 }
 
 func (m *Machine) end(e Exit) {
-	m.once.Do(func() {
-		m.exit = e
-		m.closeListeners()
-		m.awaitProcesses()
-		close(m.done)
-	})
+	m.exit = e
+	m.closeListeners()
+	m.awaitProcesses()
+	close(m.done)
+}
+
+// Release lets go of a VM, which runs on and can be attached again. Done is
+// not closed any more, and no other method may be called.
+func (m *Machine) Release() {
+	m.released.Store(true)
+	m.watcher.Close()
+	<-m.watched
+}
+
+func (m *Machine) letGo() {
+	m.closeListeners()
+	m.lifeline.Close()
 }
 
 func (m *Machine) control() string { return filepath.Join(m.Dir, controlSocket) }
@@ -280,7 +333,7 @@ func (m *Machine) Console(ctx context.Context) ([]byte, error) {
 		return m.exit.Console, nil
 	default:
 	}
-	r, _, err := call(ctx, m.control(), request{Op: opConsole}, nil)
+	r, err := call(ctx, m.control(), request{Op: opConsole}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -290,7 +343,7 @@ func (m *Machine) Console(ctx context.Context) ([]byte, error) {
 // Stop ends the VM without asking the guest and waits for its end. The reason
 // goes into the exit record.
 func (m *Machine) Stop(ctx context.Context, reason string) error {
-	_, _, err := call(ctx, m.control(), request{Op: opStop, Reason: reason}, nil)
+	_, err := call(ctx, m.control(), request{Op: opStop, Reason: reason}, nil)
 	if err == nil {
 		select {
 		case <-m.done:

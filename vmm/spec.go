@@ -3,6 +3,7 @@ package vmm
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 
 	"github.com/auberge-vm/auberge/vsock"
 )
@@ -85,6 +86,9 @@ const (
 	AccelTCG Accel = "tcg" // software emulation
 )
 
+// MaxCPUs is the most that a VM can have.
+const MaxCPUs = 255
+
 // Check refuses a Spec that no driver could run. files is the number of
 // descriptors that came with it.
 func (s *Spec) Check(files int) error {
@@ -94,8 +98,8 @@ func (s *Spec) Check(files int) error {
 		return fmt.Errorf("VM id %q is not a word of [0-9a-z]", s.ID)
 	case s.Accel != AccelKVM && s.Accel != AccelTCG:
 		return fmt.Errorf("unknown accelerator %q", s.Accel)
-	case s.CPUs < 1 || s.CPUs > 255:
-		return fmt.Errorf("%d CPUs are not between 1 and 255", s.CPUs)
+	case s.CPUs < 1 || s.CPUs > MaxCPUs:
+		return fmt.Errorf("%d CPUs are not between 1 and %d", s.CPUs, MaxCPUs)
 	case s.MemoryMiB < 16:
 		return fmt.Errorf("%d MiB of memory are too few", s.MemoryMiB)
 	case !has(s.Kernel):
@@ -114,9 +118,21 @@ func (s *Spec) Check(files int) error {
 		if d.Format != FormatRaw && d.Format != FormatQcow2 {
 			return fmt.Errorf("disk %d has no known format: %q", i, d.Format)
 		}
+		if !serial.MatchString(d.Serial) {
+			return fmt.Errorf("the serial of disk %d is not up to 20 of [0-9A-Za-z_-]: %q", i, d.Serial)
+		}
+	}
+	if n := s.Network; n != nil {
+		for _, a := range []netip.Addr{n.Gateway, n.Guest, n.NameServer} {
+			if !a.Is4() || !n.Subnet.Contains(a) {
+				return fmt.Errorf("%v is no address of the network %v", a, n.Subnet)
+			}
+		}
 	}
 	return nil
 }
+
+var serial = regexp.MustCompile(`^[0-9A-Za-z_-]{0,20}$`)
 
 func validID(id string) bool {
 	if id == "" || len(id) > 32 {

@@ -18,12 +18,17 @@ import (
 )
 
 // stageGrace is how long the hypervisor has to follow one way of ending it
-// before the next, harder one: its monitor, SIGTERM, SIGKILL.
+// before the next, harder one: its monitor, SIGTERM, SIGKILL. Other parts of
+// a VM get as long for what should take them a moment.
 const stageGrace = 10 * time.Second
 
 // launchGrace is how long a supervisor waits for its VM: the daemon that
 // started it may have died before it could say more.
 const launchGrace = 30 * time.Second
+
+// acceptPause is how long a supervisor that is short of something, descriptors
+// for example, waits before it accepts again.
+const acceptPause = 100 * time.Millisecond
 
 // SupervisorConfig is what a supervisor needs to begin.
 type SupervisorConfig struct {
@@ -58,6 +63,10 @@ type Supervisor struct {
 	endpoints map[uint32]*os.File
 	order     []uint32
 
+	// stageGrace and launchGrace, but in tests.
+	grace, orphan time.Duration
+
+	once sync.Once
 	// ended is closed when exit is set and recorded.
 	ended chan struct{}
 	exit  Exit
@@ -73,6 +82,8 @@ func NewSupervisor(cfg SupervisorConfig) *Supervisor {
 		cfg:       cfg,
 		console:   NewRing(consoleSize),
 		endpoints: map[uint32]*os.File{},
+		grace:     stageGrace,
+		orphan:    launchGrace,
 		ended:     make(chan struct{}),
 		start:     make(chan func()),
 	}
@@ -82,8 +93,12 @@ func NewSupervisor(cfg SupervisorConfig) *Supervisor {
 // ends the VM. It must be called from the main goroutine with its OS thread
 // locked.
 func (s *Supervisor) Run(ctx context.Context) error {
-	go s.accept()
-	orphaned := time.NewTimer(launchGrace)
+	accepted := make(chan struct{})
+	go func() {
+		defer close(accepted)
+		s.accept()
+	}()
+	orphaned := time.NewTimer(s.orphan)
 	defer orphaned.Stop()
 	for {
 		select {
@@ -101,7 +116,11 @@ func (s *Supervisor) Run(ctx context.Context) error {
 			ctx = context.WithoutCancel(ctx)
 		case <-s.ended:
 			s.cfg.Control.Close()
+			<-accepted
 			s.conns.Wait()
+			for _, f := range s.endpoints {
+				f.Close()
+			}
 			return nil
 		}
 	}
@@ -121,11 +140,13 @@ func (s *Supervisor) accept() {
 		}
 		if err != nil {
 			s.cfg.Log.Error("accept on the control socket", "err", err)
+			s.endsWithin(acceptPause)
 			continue
 		}
 		uid, err := peerUID(c)
 		if err != nil || (uid != s.cfg.PeerUID && uid != 0) {
 			s.cfg.Log.Warn("refused a control connection", "uid", uid, "err", err)
+			sendPacket(c, reply{Error: fmt.Sprintf("uid %d may not control this VM", uid)}, nil)
 			c.Close()
 			continue
 		}
@@ -137,11 +158,11 @@ func (s *Supervisor) accept() {
 }
 
 func (s *Supervisor) serve(c *net.UnixConn) {
-	c.SetReadDeadline(time.Now().Add(stageGrace))
+	c.SetReadDeadline(time.Now().Add(s.grace))
 	var req request
 	files, err := receivePacket(c, &req)
 	if err != nil {
-		if !errors.Is(err, errClosed) && !errors.Is(err, io.EOF) {
+		if !errors.Is(err, io.EOF) {
 			s.cfg.Log.Warn("bad control request", "err", err)
 		}
 		return
@@ -200,7 +221,7 @@ func (s *Supervisor) watch(c *net.UnixConn) {
 func (s *Supervisor) status() *Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := &Status{Supervisor: os.Getpid(), Spec: s.spec}
+	st := &Status{Spec: s.spec}
 	if s.hyper != nil && s.hyper.Process != nil {
 		st.PID = s.hyper.Process.Pid
 	}
@@ -224,10 +245,25 @@ func (s *Supervisor) launch(spec *Spec, files []*os.File) error {
 		}
 	}
 	if err != nil {
+		reason := ExitCrashed
+		switch s.stopReason() {
+		case "":
+		case backendDied:
+			reason = ExitBackend
+		default:
+			reason = ExitStopped
+		}
 		s.endBackend()
-		s.finish(Exit{Reason: ExitCrashed, Message: err.Error()})
+		s.finish(Exit{Reason: reason, Message: err.Error()})
 	}
 	return err
+}
+
+// stopReason says why the VM has to end, if it has.
+func (s *Supervisor) stopReason() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
 }
 
 func (s *Supervisor) startAll(spec *Spec, files []*os.File) error {
@@ -254,13 +290,21 @@ func (s *Supervisor) startAll(spec *Spec, files []*os.File) error {
 	}
 	errs := NewRing(8 << 10)
 	cmd.Stderr = errs
+	if why := s.stopReason(); why != "" {
+		return errors.New(why)
+	}
 	if err := s.startChild(cmd); err != nil {
 		return fmt.Errorf("start the hypervisor: %w", err)
 	}
 	s.mu.Lock()
 	s.spec, s.hyper = spec, cmd
+	stopped := s.stopping != ""
 	s.mu.Unlock()
 	s.cfg.Log.Info("hypervisor started", "pid", cmd.Process.Pid)
+	if stopped {
+		// Whoever asked for it found nothing to end.
+		go s.endHypervisor()
+	}
 
 	drained := make(chan struct{})
 	go func() {
@@ -268,13 +312,15 @@ func (s *Supervisor) startAll(spec *Spec, files []*os.File) error {
 		io.Copy(s.console, out)
 	}()
 	attached := make(chan struct{})
+	ctx, cancel := context.WithTimeout(context.Background(), s.grace)
 	go func() {
 		defer close(attached)
-		s.attachMonitor()
+		s.attachMonitor(ctx)
 	}()
 	go func() {
 		<-drained
 		err := cmd.Wait()
+		cancel()
 		<-attached
 		s.hypervisorEnded(err, errs)
 	}()
@@ -298,14 +344,10 @@ func (s *Supervisor) startChild(cmd *exec.Cmd) error {
 	}
 }
 
-func (s *Supervisor) attachMonitor() {
-	ctx, cancel := context.WithTimeout(context.Background(), stageGrace)
-	defer cancel()
+func (s *Supervisor) attachMonitor(ctx context.Context) {
 	m, err := s.cfg.Driver.Monitor(ctx, monitorSocket)
 	if err != nil {
-		select {
-		case <-s.ended:
-		default:
+		if !errors.Is(ctx.Err(), context.Canceled) {
 			s.cfg.Log.Warn("the hypervisor's monitor does not answer", "err", err)
 		}
 		return
@@ -353,61 +395,59 @@ func describe(err error) string {
 
 // finish records the end, once.
 func (s *Supervisor) finish(e Exit) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	select {
-	case <-s.ended:
-		return
-	default:
-	}
-	e.Time = time.Now()
-	s.exit = e
-	if err := writeExit(s.cfg.Dir, e); err != nil {
-		s.cfg.Log.Error("write the exit record", "err", err)
-	}
-	s.cfg.Log.Info("VM ended", "reason", e.Reason, "message", e.Message)
-	for _, f := range s.endpoints {
-		f.Close()
-	}
-	close(s.ended)
+	s.once.Do(func() {
+		e.Time = time.Now()
+		s.exit = e
+		if err := writeExit(s.cfg.Dir, e); err != nil {
+			s.cfg.Log.Error("write the exit record", "err", err)
+		}
+		s.cfg.Log.Info("VM ended", "reason", e.Reason, "message", e.Message)
+		close(s.ended)
+	})
 }
 
-// stop ends the hypervisor in the background: by its monitor, then SIGTERM,
-// then SIGKILL.
+// stop ends the VM in the background; one that has no hypervisor yet ends as
+// soon as it has. The first reason counts.
 func (s *Supervisor) stop(why string) {
 	if why == "" {
 		why = "stopped"
 	}
 	s.mu.Lock()
-	again := s.stopping != ""
-	if !again {
+	first := s.stopping == ""
+	if first {
 		s.stopping = why
 	}
+	running := s.hyper != nil
+	s.mu.Unlock()
+	if first && running {
+		go s.endHypervisor()
+	}
+}
+
+// endHypervisor ends the hypervisor by its monitor, then SIGTERM, then
+// SIGKILL.
+func (s *Supervisor) endHypervisor() {
+	s.mu.Lock()
 	hyper, monitor := s.hyper, s.monitor
 	s.mu.Unlock()
-	if again || hyper == nil {
-		return
+	if monitor != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), s.grace)
+		err := monitor.Quit(ctx)
+		cancel()
+		if err == nil && s.endsWithin(s.grace) {
+			return
+		}
+		s.cfg.Log.Warn("the hypervisor did not quit", "err", err)
 	}
-	go func() {
-		if monitor != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), stageGrace)
-			err := monitor.Quit(ctx)
-			cancel()
-			if err == nil && s.endsWithin(stageGrace) {
-				return
-			}
-			s.cfg.Log.Warn("the hypervisor did not quit", "err", err)
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		if err := hyper.Process.Signal(sig); errors.Is(err, os.ErrProcessDone) {
+			return
 		}
-		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-			if err := hyper.Process.Signal(sig); errors.Is(err, os.ErrProcessDone) {
-				return
-			}
-			if s.endsWithin(stageGrace) {
-				return
-			}
-			s.cfg.Log.Warn("the hypervisor ignores a signal", "signal", sig)
+		if s.endsWithin(s.grace) {
+			return
 		}
-	}()
+		s.cfg.Log.Warn("the hypervisor ignores a signal", "signal", sig)
+	}
 }
 
 func (s *Supervisor) endsWithin(d time.Duration) bool {

@@ -13,6 +13,8 @@ func utoa(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 type Conn struct {
 	net.Conn
 	local, remote Addr
+	// most bounds one write to the transport, in bytes; zero is no bound.
+	most int
 }
 
 var (
@@ -51,11 +53,21 @@ func (c *Conn) Read(p []byte) (int, error) {
 
 // Write writes to the stream.
 func (c *Conn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	if err != nil {
-		err = opError("write", c.local, c.remote, err)
+	sent := 0
+	for {
+		part := p[sent:]
+		if c.most > 0 && len(part) > c.most {
+			part = part[:c.most]
+		}
+		n, err := c.Conn.Write(part)
+		sent += n
+		if err != nil {
+			return sent, opError("write", c.local, c.remote, err)
+		}
+		if sent >= len(p) {
+			return sent, nil
+		}
 	}
-	return n, err
 }
 
 // A Listener accepts streams from one guest on one port.

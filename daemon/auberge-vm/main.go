@@ -39,28 +39,34 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), probeCommand())
+	var p programs
+	root.PersistentFlags().StringVar(&p.qemu.Path, "qemu", "qemu-system-x86_64", "the QEMU program")
+	root.PersistentFlags().StringVar(&p.backend, "vsock-backend", "vhost-device-vsock", "the program that serves vsock in user mode")
+	root.AddCommand(runCommand(&p), probeCommand(&p))
 	if err := root.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "auberge-vm:", err)
 		os.Exit(1)
 	}
 }
 
-func runCommand() *cobra.Command {
+// programs are what a supervisor starts. Every command takes the flags for
+// all of them, so that a daemon passes each the same.
+type programs struct {
+	qemu    qemu.Driver
+	backend string
+}
+
+func runCommand(p *programs) *cobra.Command {
 	var peerUID uint32
-	var driver qemu.Driver
-	var backend string
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Serve the control socket on descriptor 3, with the VM's directory as the working directory",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return run(peerUID, driver, backend)
+			return run(peerUID, p.qemu, p.backend)
 		},
 	}
 	cmd.Flags().Uint32Var(&peerUID, "peer-uid", 0, "the uid that may use the control socket")
-	cmd.Flags().StringVar(&driver.Path, "qemu", "qemu-system-x86_64", "the QEMU program")
-	cmd.Flags().StringVar(&backend, "vsock-backend", "vhost-device-vsock", "the program that serves vsock in user mode")
 	return cmd
 }
 

@@ -5,20 +5,17 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
-
-	"github.com/auberge-vm/auberge/vmm/qemu"
 )
 
 // probeCommand lets a daemon probe the accelerator as the user under which
 // VMs run, whose rights are what counts.
-func probeCommand() *cobra.Command {
-	var driver qemu.Driver
-	cmd := &cobra.Command{
+func probeCommand(p *programs) *cobra.Command {
+	return &cobra.Command{
 		Use:   "probe KERNEL",
 		Short: "Find out whether KVM runs guests; print kvm or tcg, and why",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			if err := driver.Probe(context.Background(), args[0]); err != nil {
+			if err := p.qemu.Probe(context.Background(), args[0]); err != nil {
 				fmt.Println("tcg")
 				fmt.Println(err)
 				return nil
@@ -27,6 +24,4 @@ func probeCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&driver.Path, "qemu", "qemu-system-x86_64", "the QEMU program")
-	return cmd
 }

@@ -131,7 +131,8 @@ func mount9P(ctx context.Context, raw syscall.RawConn, target string) error {
 		err = core.MountPoint{
 			Source: "9p", Target: target, Type: "9p",
 			Flags:   unix.MS_NOSUID | unix.MS_NODEV,
-			Options: fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,cache=none,access=any", fd, fd),
+			// A message is one write, see guestWrite in package vsock.
+			Options: fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=32768,cache=none,access=any", fd, fd),
 		}.Mount()
 	})
 	return errors.Join(ctlErr, err)
