@@ -12,14 +12,14 @@ import (
 	"github.com/auberge-vm/auberge/protos/conciergepb"
 )
 
-// Names of vm_concierge on the bus (chromeos.md 1).
+// Names of vm_concierge on the bus, as on ChromeOS.
 const (
 	ConciergeName      = "org.chromium.VmConcierge"
 	ConciergePath      = "/org/chromium/VmConcierge"
 	ConciergeInterface = "org.chromium.VmConcierge"
 )
 
-// Signals of vm_concierge (chromeos.md 1.3).
+// Signals of vm_concierge, as on ChromeOS.
 const (
 	VmStartingUpSignal = "VmStartingUpSignal"
 	VmStartedSignal    = "VmStartedSignal"

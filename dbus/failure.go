@@ -11,8 +11,7 @@ import (
 )
 
 // failure answers a call with an error: in the response where that can say
-// that it failed, as a D-Bus error otherwise. Denials are D-Bus errors always
-// (design.md, "Errors").
+// that it failed, as a D-Bus error otherwise. Denials are D-Bus errors always.
 func (e *protoEndpoint) failure(err error) (body, error) {
 	var direct *callError
 	if e.Response == nil || errors.Is(err, policy.ErrDenied) || errors.As(err, &direct) {

@@ -66,7 +66,7 @@ func (s *Server) Emit(ctx context.Context, ownerUID uint32, member string, msg p
 	return nil
 }
 
-// mayHear decides who hears of a VM (design.md, "signals"). Root's
+// mayHear decides who hears of a VM. Root's
 // connections are half the system's daemons, so they have to subscribe.
 func (s *Server) mayHear(c policy.Caller, subscribed bool, owner uint32) bool {
 	switch {

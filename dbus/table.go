@@ -88,7 +88,7 @@ const (
 	// NoDescriptors: the arguments are ay.
 	NoDescriptors DescriptorUse = iota
 	// DescriptorsMayFollow: the arguments are ay, or ay ah as at HEAD, or ay h
-	// as in the seed (design.md, "Arguments").
+	// as in the seed.
 	DescriptorsMayFollow
 )
 
@@ -161,7 +161,7 @@ func knownRight(r policy.Right) bool {
 	return r == policy.RightOwn || r == policy.RightAny || r == policy.RightDaemon
 }
 
-// ownerField returns the field with the owner word (chromeos.md 1.2: requests
+// ownerField returns the field with the owner word (requests
 // about VMs have owner_id, those about disks cryptohome_id).
 func ownerField(msg proto.Message) protoreflect.FieldDescriptor {
 	fields := msg.ProtoReflect().Descriptor().Fields()

@@ -8,7 +8,7 @@ import (
 )
 
 // A service that ends more than respawnMax times within respawnWindow is
-// stopped (shared/specs/chromeos.md 10).
+// stopped, as on ChromeOS.
 const (
 	respawnMax    = 10
 	respawnWindow = 30 * time.Second

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// endGrace is how long processes may take to end after SIGTERM
-	// (shared/specs/chromeos.md 4.2).
+	// endGrace is how long processes may take to end after SIGTERM, as on
+	// ChromeOS.
 	endGrace = 10 * time.Second
 	// answerGrace is how long answers may take to leave once all processes
 	// have ended.

@@ -1,6 +1,6 @@
 // Package vshd serves shells inside a guest: each stream carries one session
-// of the vsh protocol (shared/specs/chromeos.md 3.4), which starts one process,
-// on a pseudo terminal or on pipes, and ends with its exit code.
+// of ChromeOS's vsh protocol, which starts one process, on a pseudo terminal
+// or on pipes, and ends with its exit code.
 //
 // The package owns the processes of its sessions until they end. It trusts the
 // far end, which is the guest's host: whoever may open a stream may run

@@ -1860,7 +1860,7 @@ type StartVmRequest struct {
 	//
 	// Deprecated: Marked as deprecated in concierge_service.proto.
 	SharedDirectory string `protobuf:"bytes,3,opt,name=shared_directory,json=sharedDirectory,proto3" json:"shared_directory,omitempty"`
-	// 1 to 60 bytes, see design.md "Who is who".
+	// 1 to 60 bytes of UTF-8 without a slash or control characters.
 	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	// Boot the installed image and make it ready for containers.
 	StartTermina bool `protobuf:"varint,5,opt,name=start_termina,json=startTermina,proto3" json:"start_termina,omitempty"`

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Limits of the vsh protocol (shared/specs/chromeos.md 3.4), in bytes.
+// Limits of the vsh protocol as ChromeOS has it, in bytes.
 const (
 	// MaxMessage bounds an encoded message, without its length prefix.
 	MaxMessage = 4096
