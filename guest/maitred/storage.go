@@ -130,7 +130,7 @@ func mount9P(ctx context.Context, raw syscall.RawConn, target string) error {
 	ctlErr := raw.Control(func(fd uintptr) {
 		err = core.MountPoint{
 			Source: "9p", Target: target, Type: "9p",
-			Flags:   unix.MS_NOSUID | unix.MS_NODEV,
+			Flags: unix.MS_NOSUID | unix.MS_NODEV,
 			// A message is one write, see guestWrite in package vsock.
 			Options: fmt.Sprintf("trans=fd,rfdno=%d,wfdno=%d,version=9p2000.L,msize=32768,cache=none,access=any", fd, fd),
 		}.Mount()
