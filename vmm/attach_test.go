@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -112,47 +113,59 @@ func TestAttachToNobody(t *testing.T) {
 	if _, err := vmm.Attach(t.Context(), filepath.Join(dir, "none")); !errors.Is(err, vmm.ErrGone) {
 		t.Errorf("without a directory: %v", err)
 	}
-	addr := &net.UnixAddr{Name: filepath.Join(dir, vmm.ControlSocket), Net: "unixpacket"}
-	l, err := net.ListenUnix("unixpacket", addr)
+	for name, test := range map[string]struct {
+		serve func(c *net.UnixConn)
+		gone  bool
+	}{
+		"closes":                {func(c *net.UnixConn) { vmm.ReceivePacket(c, &vmm.Request{}) }, true},
+		"closes without a look": {func(*net.UnixConn) {}, true},
+		"says nothing of use":   {func(c *net.UnixConn) { vmm.ReceivePacket(c, &vmm.Request{}); send(t, c, "{}", nil) }, false},
+	} {
+		dir, stop := fakeSupervisor(t, test.serve)
+		if _, err := vmm.Attach(t.Context(), dir); err == nil || errors.Is(err, vmm.ErrGone) != test.gone {
+			t.Errorf("a supervisor that %s: %v", name, err)
+		}
+		stop()
+		if _, err := vmm.Attach(t.Context(), dir); !errors.Is(err, vmm.ErrGone) {
+			t.Errorf("a dead socket: %v", err)
+		}
+	}
+	held := make(chan struct{})
+	dir, stop := fakeSupervisor(t, func(*net.UnixConn) { <-held })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := vmm.Attach(ctx, dir); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, vmm.ErrGone) {
+		t.Errorf("one that does not answer: %v", err)
+	}
+	close(held)
+	stop()
+}
+
+// fakeSupervisor listens where a supervisor would, and serves each connection
+// with a function.
+func fakeSupervisor(t *testing.T, serve func(c *net.UnixConn)) (dir string, stop func()) {
+	t.Helper()
+	dir = t.TempDir()
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: filepath.Join(dir, vmm.ControlSocket), Net: "unixpacket"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.SetUnlinkOnClose(false)
-	for name, serve := range map[string]func(c *net.UnixConn){
-		"closes":                  func(c *net.UnixConn) { vmm.ReceivePacket(c, &vmm.Request{}) },
-		"closes without a look":   func(c *net.UnixConn) {},
-		"says nothing of its use": func(c *net.UnixConn) { vmm.ReceivePacket(c, &vmm.Request{}); send(t, c, "{}", nil) },
-	} {
-		served := make(chan struct{})
-		go func() {
-			defer close(served)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
 			c, err := l.AcceptUnix()
 			if err != nil {
 				return
 			}
 			serve(c)
 			c.Close()
-		}()
-		_, err := vmm.Attach(t.Context(), dir)
-		if errors.Is(err, vmm.ErrGone) != strings.HasPrefix(name, "closes") || err == nil {
-			t.Errorf("a supervisor that %s: %v", name, err)
 		}
-		<-served
-		if strings.HasPrefix(name, "says") {
-			// It is asked twice where the first answer was taken.
-			if c, err := net.Dial("unixpacket", addr.Name); err == nil {
-				c.Close()
-			}
-		}
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 50*1e6)
-	defer cancel()
-	if _, err := vmm.Attach(ctx, dir); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, vmm.ErrGone) {
-		t.Errorf("one that does not answer: %v", err)
-	}
-	l.Close()
-	if _, err := vmm.Attach(t.Context(), dir); !errors.Is(err, vmm.ErrGone) {
-		t.Errorf("a dead socket: %v", err)
+	}()
+	return dir, func() {
+		l.Close()
+		<-done
 	}
 }
 
@@ -238,6 +251,7 @@ func TestImpostor(t *testing.T) {
 		"more files than ports":  {status, `REPLY_endpoints={"ports":[1]}`, "FILES_endpoints=5"},
 		"more ports than files":  {status, `REPLY_endpoints={"ports":[1,2,3]}`, "FILES_endpoints=1"},
 		"files that do not fit":  {status, `REPLY_endpoints={"ports":[1]}`, "FILES_endpoints=1"},
+		"a port twice":           {status, "SOCKETS=1", `REPLY_endpoints={"ports":[1,1]}`, "FILES_endpoints=2"},
 		"descriptors everywhere": {`REPLY_status={"error":"no"}`, "FILES_status=64"},
 		"too many descriptors":   {`REPLY_status={}`, "FILES_status=200"},
 	} {

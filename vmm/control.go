@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -189,13 +190,15 @@ func callForFiles(ctx context.Context, path string, req request, files []*os.Fil
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := sendPacket(c, req, files); err != nil {
-		return nil, nil, controlError(ctx, req.Op, err)
+	sendErr := sendPacket(c, req, files)
+	if sendErr != nil && !errors.Is(sendErr, syscall.EPIPE) {
+		return nil, nil, controlError(ctx, req.Op, sendErr)
 	}
+	// One that refuses us may have said why before it hung up.
 	var r reply
 	got, pid, err := receiveFrom(c, &r)
 	if err != nil {
-		return nil, nil, controlError(ctx, req.Op, err)
+		return nil, nil, controlError(ctx, req.Op, cmp.Or(sendErr, err))
 	}
 	r.pid = pid
 	if r.Error != "" {

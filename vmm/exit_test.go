@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -53,10 +54,7 @@ func TestExitRecordThatIsNone(t *testing.T) {
 		"a link to a FIFO": func(p string) error { syscall.Mkfifo(p+"x", 0o666); return os.Symlink(p+"x", p) },
 		"an endless file":  func(p string) error { return os.Symlink("/dev/zero", p) },
 		"a large file": func(p string) error {
-			if err := os.WriteFile(p, nil, 0o666); err != nil {
-				return err
-			}
-			return os.Truncate(p, vmm.MaxExit+1)
+			return os.WriteFile(p, []byte(`{"message":"large"}`+strings.Repeat(" ", vmm.MaxExit)), 0o666)
 		},
 		"no JSON": func(p string) error { return os.WriteFile(p, []byte("hello"), 0o666) },
 		"empty":   func(p string) error { return os.WriteFile(p, nil, 0o666) },

@@ -334,6 +334,11 @@ func impersonate() int {
 			files = n
 		}
 		fds := make([]int, files)
+		if req.Op == "endpoints" && os.Getenv("SOCKETS") != "" {
+			for i := range fds {
+				fds[i] = 3 // a listening socket
+			}
+		}
 		_, _, err = c.WriteMsgUnix([]byte(answer), unix.UnixRights(fds...), nil)
 		if err != nil {
 			return fatal(err)

@@ -476,7 +476,12 @@ func written(t *testing.T, pid int) uint64 {
 }
 
 func TestNoByteIsLostAtExit(t *testing.T) {
-	addr := serve(t)
+	t.Run("as it is", func(t *testing.T) { checkNoByteIsLost(t, serve(t)) })
+	// As if the machine were so busy that every wait is over before it began.
+	t.Run("without patience", func(t *testing.T) { checkNoByteIsLost(t, serve(t, vshd.WithPatience(1))) })
+}
+
+func checkNoByteIsLost(t *testing.T, addr string) {
 	var want, tty strings.Builder
 	for i := range 9000 {
 		fmt.Fprintf(&want, "%d\n", i+1)
@@ -498,6 +503,14 @@ func TestNoByteIsLostAtExit(t *testing.T) {
 		})
 	}
 	workers.Wait()
+}
+
+// Nothing but the process holds the terminal, so its end is the end.
+func TestTerminalSessionEndsWithoutWaiting(t *testing.T) {
+	addr := serve(t, vshd.WithPatience(time.Hour))
+	if res := run(t, addr, terminal("echo x")); res.stdout != "x\r\n" {
+		t.Errorf("got %+v", res)
+	}
 }
 
 // The process is gone long before a slow client has taken its output.
@@ -555,21 +568,23 @@ func TestBackgroundProcessDoesNotHoldTheSession(t *testing.T) {
 }
 
 func TestVanishedClientTakesItsProcessesAlong(t *testing.T) {
-	addr := serve(t, vshd.WithKillGrace(50*time.Millisecond))
+	killing := serve(t, vshd.WithKillGrace(50*time.Millisecond))
+	addr := serve(t, vshd.WithKillGrace(time.Hour)) // where SIGHUP must do
 	stubborn := `trap '' HUP TERM; sh -c 'while :; do sleep 300; done' & echo $!; while :; do wait; done`
 	for _, tc := range []struct {
 		name string
+		addr string
 		req  *vshpb.SetupConnectionRequest
 	}{
-		{"on pipes", plain("sleep 300 & echo $!; wait")},
-		{"on a terminal", terminal("sleep 300 & echo $!; wait")},
-		{"deaf to SIGHUP on pipes", plain(stubborn)},
-		{"deaf to SIGHUP on a terminal", terminal(stubborn)},
-		{"in job control on a terminal", terminal("set -m; " + stubborn)},
-		{"stopped", plain("sleep 300 & echo $!; kill -STOP $$")},
+		{"on pipes", addr, plain("sleep 300 & echo $!; wait")},
+		{"on a terminal", addr, terminal("sleep 300 & echo $!; wait")},
+		{"stopped", addr, plain("trap exit HUP; sleep 300 & echo $!; kill -STOP $$; wait")},
+		{"deaf to SIGHUP on pipes", killing, plain(stubborn)},
+		{"deaf to SIGHUP on a terminal", killing, terminal(stubborn)},
+		{"in job control on a terminal", killing, terminal("set -m; " + stubborn)},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := open(t, addr, tc.req).ready()
+			c := open(t, tc.addr, tc.req).ready()
 			main := watchPid(t, int(c.resp.GetPid()))
 			child := watchPid(t, atoi(t, c.expect("\n")))
 			c.conn.Close()
