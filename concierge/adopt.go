@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -52,20 +54,44 @@ func (s *Service) writeRecord(v *vm, state recordState) error {
 // does not answer costs the others nothing. A VM that cannot be taken over is
 // left alone and reported; one that has ended is cleared away.
 func (s *Service) adoptAll(ctx context.Context) {
-	entries, err := os.ReadDir(s.vmsDir())
+	ids, err := s.traces()
 	if err != nil {
 		s.log.Error("look for running VMs", "err", err)
 		return
 	}
 	var wg sync.WaitGroup
-	for _, e := range entries {
+	for _, id := range ids {
 		wg.Go(func() {
-			if err := s.adopt(ctx, filepath.Join(s.vmsDir(), e.Name())); err != nil {
-				s.log.Error("a VM could not be taken over", "dir", e.Name(), "err", err)
+			if err := s.adopt(ctx, filepath.Join(s.vmsDir(), id)); err != nil {
+				s.log.Error("a VM could not be taken over", "id", id, "err", err)
 			}
 		})
 	}
 	wg.Wait()
+}
+
+// traces lists the VMs of which a directory or a record is left.
+func (s *Service) traces() ([]string, error) {
+	dirs, err := os.ReadDir(s.vmsDir())
+	if err != nil {
+		return nil, err
+	}
+	records, err := os.ReadDir(s.recordsDir())
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, d := range dirs {
+		ids = append(ids, d.Name())
+	}
+	for _, r := range records {
+		// What begins with a dot is a record that was being written.
+		if id, ok := strings.CutSuffix(r.Name(), recordSuffix); ok && !strings.HasPrefix(id, ".") {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 func (s *Service) adopt(ctx context.Context, dir string) error {
@@ -82,13 +108,15 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 		return fmt.Errorf("its record is damaged: %w", err)
 	}
 	v := s.vmOf(dir, r)
+	s.claim(v)
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
 	m, err := vmm.Attach(ctx, dir)
 	switch {
 	case errors.Is(err, vmm.ErrGone):
-		e, _ := vmm.ReadExit(dir)
-		v.log.Info("a VM ended while the service was away", "reason", e.Reason, "message", e.Message)
+		e, rerr := vmm.ReadExit(dir)
+		v.log.Info("a VM ended while the service was away", "reason", e.Reason, "message", e.Message, "err", rerr)
+		v.asked = true // nobody can have it any more
 		return s.enterAdopted(v, func() {
 			close(v.started)
 			s.remove(v)
@@ -99,6 +127,7 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 	v.machine = m
 	if r.State != recordRunning {
 		// Nobody waits for the rest of its start any more.
+		v.asked = true
 		return s.enterAdopted(v, func() {
 			close(v.started)
 			s.abandon(context.Background(), v)
@@ -106,9 +135,11 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 		})
 	}
 	if err := s.connect(v); err != nil {
+		v.letGo()
 		return err
 	}
 	v.agent.MarkReady()
+	v.status = pb.VmStatus_VM_STATUS_RUNNING
 	return s.enterAdopted(v, func() { s.run(s.quit, v, nil) })
 }
 
@@ -125,6 +156,16 @@ func (s *Service) vmOf(dir string, r record) *vm {
 	}
 }
 
+// claim keeps network and CID of a VM that may still run from new ones.
+func (s *Service) claim(v *vm) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nets.claim(v.net)
+	if v.cid >= s.nextCID {
+		s.nextCID = v.cid + 1
+	}
+}
+
 // enterAdopted puts a found VM into the table and then does with it what has
 // to be done, in a goroutine of the VM's.
 func (s *Service) enterAdopted(v *vm, then func()) error {
@@ -132,13 +173,10 @@ func (s *Service) enterAdopted(v *vm, then func()) error {
 	other := s.vms[v.key]
 	if other == nil {
 		s.vms[v.key] = v
-		s.nets.claim(v.net)
-		if v.cid >= s.nextCID {
-			s.nextCID = v.cid + 1
-		}
 	}
 	s.mu.Unlock()
 	if other != nil {
+		v.letGo()
 		return errors.New("another VM has the same owner and name: " + strconv.Quote(v.key.name))
 	}
 	s.running.Go(then)

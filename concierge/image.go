@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,7 +21,6 @@ const (
 
 // An image is the installed guest image.
 type image struct {
-	dir                       string
 	kernel, initramfs, rootfs string
 }
 
@@ -39,7 +40,9 @@ func loadImage(dir string) (image, error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return image{}, fmt.Errorf("the guest image in %s is damaged: manifest.json: %w", dir, err)
 	}
+	missing := []string{kernelFile, initramfsFile, rootfsFile}
 	for _, f := range m.Files {
+		missing = slices.DeleteFunc(missing, func(name string) bool { return name == f.Name })
 		fi, err := os.Stat(filepath.Join(dir, filepath.Base(f.Name)))
 		if err != nil {
 			return image{}, fmt.Errorf("the guest image in %s is damaged: %w", dir, err)
@@ -48,9 +51,19 @@ func loadImage(dir string) (image, error) {
 			return image{}, fmt.Errorf("the guest image in %s is damaged: %s has %d bytes instead of %d", dir, f.Name, fi.Size(), f.Size)
 		}
 	}
+	if len(missing) > 0 {
+		return image{}, fmt.Errorf("the guest image in %s is damaged: manifest.json does not list %s", dir, strings.Join(missing, ", "))
+	}
 	in := func(name string) string { return filepath.Join(dir, name) }
-	return image{dir: dir, kernel: in("vmlinux"), initramfs: in("initramfs.cpio"), rootfs: in("rootfs.squashfs")}, nil
+	return image{kernel: in(kernelFile), initramfs: in(initramfsFile), rootfs: in(rootfsFile)}, nil
 }
+
+// Files of an image.
+const (
+	kernelFile    = "vmlinux"
+	initramfsFile = "initramfs.cpio"
+	rootfsFile    = "rootfs.squashfs"
+)
 
 // seal copies a file that a caller chose into sealed memory: the hypervisor,
 // another user, can open that, and nobody can change it once it was checked.
@@ -59,7 +72,7 @@ func seal(name string, f *os.File, limit int64) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if !fi.Mode().IsRegular() && fi.Mode()&os.ModeIrregular == 0 {
+	if !fi.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file", name)
 	}
 	if fi.Size() > limit {

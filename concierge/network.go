@@ -122,6 +122,9 @@ func (k *kernelPorts) close() {
 // endpoint returns where the guest's streams to a host port arrive.
 func (s *Service) endpoint(m *vmm.Machine, port uint32) (net.Listener, error) {
 	if m.Spec.Vsock.Mode == vsock.ModeKernel {
+		if s.kernelPorts == nil {
+			return nil, errors.New("the VM was started with kernel vsock, for which the service needs --vsock kernel")
+		}
 		return s.kernelPorts.byPort[port].Guest(vsock.Addr{VM: m.Spec.ID, CID: m.Spec.Vsock.CID})
 	}
 	if l := m.Listener(port); l != nil {

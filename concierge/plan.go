@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"strings"
 	"time"
 	"unicode"
@@ -23,11 +22,11 @@ import (
 
 // Limits of a StartVmRequest.
 const (
-	maxDisks     = 10
-	maxTimeout   = time.Hour
-	maxParams    = 1024 // bytes; the kernel takes 2,048 in all
-	maxOEMString = 4096
-	maxOEM       = 32
+	maxDisks    = 10
+	maxTimeout  = time.Hour
+	maxParams   = 1024 // bytes; the kernel takes 2,048 in all
+	maxOEM      = 32
+	maxOEMBytes = 16 << 10 // in all; the tables that they go into have 64 KiB
 )
 
 // baseCmdline is what our kernels and agents need. A guest that panics
@@ -161,10 +160,15 @@ func checkSupported(req *pb.StartVmRequest) error {
 	if len(req.OemStrings) > maxOEM {
 		return fmt.Errorf("%d OEM strings are more than %d", len(req.OemStrings), maxOEM)
 	}
+	total = 0
 	for _, o := range req.OemStrings {
-		if len(o) > maxOEMString || strings.ContainsRune(o, 0) {
-			return fmt.Errorf("an OEM string has %d bytes, more than %d, or contains NUL", len(o), maxOEMString)
+		total += len(o)
+		if strings.ContainsRune(o, 0) {
+			return fmt.Errorf("OEM string %q contains NUL", o)
 		}
+	}
+	if total > maxOEMBytes {
+		return fmt.Errorf("the OEM strings have %d bytes, more than %d", total, maxOEMBytes)
 	}
 	return nil
 }
@@ -196,6 +200,9 @@ func sortFDs(req *pb.StartVmRequest, files []*os.File) (map[pb.StartVmRequest_Fd
 		if !fi.Mode().IsRegular() {
 			return nil, fmt.Errorf("the descriptor of type %v is no regular file", t)
 		}
+		if flags, err := statusFlags(files[i]); err != nil || flags&unix.O_PATH != 0 || flags&unix.O_ACCMODE == unix.O_WRONLY {
+			return nil, fmt.Errorf("the descriptor of type %v is not open for reading", t)
+		}
 		fds[t] = files[i]
 	}
 	return fds, nil
@@ -218,7 +225,7 @@ func (s *Service) size(v *vm, req *pb.StartVmRequest, p *plan) error {
 	}
 	p.spec.MemoryMiB = int64(memory)
 
-	cpus := uint32(runtime.NumCPU())
+	cpus := hostCPUs()
 	if set.CPUs != nil {
 		cpus = *set.CPUs
 	}
@@ -289,17 +296,21 @@ func (s *Service) accelerator(ctx context.Context) (vmm.Accel, error) {
 	return c.Accel, nil
 }
 
-// writable says whether a descriptor can be written.
+// writable says whether a descriptor is open for reading and writing.
 func writable(f *os.File) bool {
+	flags, err := statusFlags(f)
+	return err == nil && flags&unix.O_ACCMODE == unix.O_RDWR
+}
+
+func statusFlags(f *os.File) (flags int, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return false
+		return 0, err
 	}
-	flags := 0
-	if err := raw.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) }); err != nil {
-		return false
+	if cerr := raw.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) }); cerr != nil {
+		return 0, cerr
 	}
-	return err == nil && flags&unix.O_ACCMODE == unix.O_RDWR
+	return flags, err
 }
 
 var errNoStateful = errors.New("start_termina needs a stateful disk: make one with CreateDiskImage and name it in disks[0], or pass a STORAGE descriptor")

@@ -59,8 +59,8 @@ type Config struct {
 	Network NetworkMode
 	// Pool is divided into a /29 for each VM.
 	Pool netip.Prefix
-	// VMGroup owns VM directories where VMs run as another user than this
-	// process; negative means that the group needs no change.
+	// VMGroup is the group in which this process meets the VMs' user; it gets
+	// the VMs' directories. Negative where VMs run as this process's own user.
 	VMGroup int
 
 	Launcher *vmm.Launcher
@@ -144,11 +144,17 @@ func (s *Service) prepareDirs() error {
 	if err := os.MkdirAll(s.vmsDir(), 0o711); err != nil {
 		return fmt.Errorf("runtime directory: %w", err)
 	}
-	// The VMs' user has to get through to its own directories.
-	for _, d := range []string{s.cfg.RuntimeDir, s.vmsDir()} {
-		if err := os.Chmod(d, 0o711); err != nil {
-			return fmt.Errorf("runtime directory: %w", err)
-		}
+	// The VMs' user has to get through to its own directories. The runtime
+	// directory may be somebody else's, and keeps what rights it has.
+	fi, err := os.Stat(s.cfg.RuntimeDir)
+	if err == nil && fi.Mode()&0o011 != 0o011 {
+		err = os.Chmod(s.cfg.RuntimeDir, fi.Mode()|0o011)
+	}
+	if err == nil {
+		err = os.Chmod(s.vmsDir(), 0o711)
+	}
+	if err != nil {
+		return fmt.Errorf("runtime directory: %w", err)
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/vmm"
 )
 
 // Settings are what an owner has chosen for a VM; a nil field is not chosen.
@@ -95,11 +96,14 @@ func (c Settings) check() error {
 }
 
 func checkCPUs(n uint32) error {
-	if n < 1 || n > uint32(runtime.NumCPU()) {
-		return fmt.Errorf("%d CPUs: this host has 1 to %d", n, runtime.NumCPU())
+	if n < 1 || n > hostCPUs() {
+		return fmt.Errorf("%d CPUs: this host has 1 to %d for a VM", n, hostCPUs())
 	}
 	return nil
 }
+
+// hostCPUs is how many CPUs a VM can have on this host.
+func hostCPUs() uint32 { return uint32(min(runtime.NumCPU(), vmm.MaxCPUs)) }
 
 // settings reads what is stored for a VM.
 func (s *Service) settings(k key) (Settings, error) {
@@ -138,10 +142,12 @@ func fileName(name string) string { return base64.URLEncoding.EncodeToString([]b
 // vmName reads a file name back.
 func vmName(file string) (string, bool) {
 	b, err := base64.URLEncoding.DecodeString(file)
-	if err != nil || policy.CheckName(string(b)) != nil {
+	name := string(b)
+	// The decoder takes other spellings too.
+	if err != nil || policy.CheckName(name) != nil || fileName(name) != file {
 		return "", false
 	}
-	return string(b), true
+	return name, true
 }
 
 // hostMemory returns the host's memory and how much of it can be given away,

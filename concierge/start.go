@@ -101,6 +101,7 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine
 	// CIDs are not used again while the service runs.
 	s.nextCID++
 	s.vms[k] = v
+	s.running.Add(1) // for begin: once closed is set, nothing begins
 	return v, true, nil
 }
 
@@ -139,7 +140,10 @@ func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files
 		}
 		return err
 	}
-	s.running.Go(func() { s.run(v.starting, v, start) })
+	go func() {
+		defer s.running.Done()
+		s.run(v.starting, v, start)
+	}()
 }
 
 // boot makes a VM of a plan. On failure nothing of it runs any more.
@@ -202,10 +206,11 @@ func (s *Service) makeDir(v *vm) error {
 	if err := os.Mkdir(v.dir, 0o700); err != nil {
 		return fmt.Errorf("create the VM's directory: %w", err)
 	}
-	if s.cfg.VMGroup >= 0 {
-		if err := os.Chown(v.dir, -1, s.cfg.VMGroup); err != nil {
-			return fmt.Errorf("give the VM's directory to its group: %w", err)
-		}
+	if s.cfg.VMGroup < 0 {
+		return nil
+	}
+	if err := os.Chown(v.dir, -1, s.cfg.VMGroup); err != nil {
+		return fmt.Errorf("give the VM's directory to its group: %w", err)
 	}
 	return os.Chmod(v.dir, 0o770)
 }

@@ -49,7 +49,7 @@ type vm struct {
 	memory   int64 // bytes
 	startErr error
 	termina  guestlink.TerminaResult
-	asked    bool // a stop was asked
+	asked    bool // a stop was asked, or is due without
 	reason   pb.VmStopReason
 }
 
@@ -122,7 +122,6 @@ func (v *vm) stopReason() pb.VmStopReason {
 // after a restart. It returns with the VM gone, or still there when the service ends.
 func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) error) {
 	if boot == nil {
-		v.setStatus(pb.VmStatus_VM_STATUS_RUNNING)
 		v.log.Info("found the VM running", "pid", v.machine.PID(), "cid", v.cid)
 		close(v.started)
 		s.follow(v)
@@ -153,13 +152,23 @@ func (s *Service) follow(v *vm) {
 	case <-v.stopping:
 		s.shutdown(v)
 	case <-s.quit.Done():
-		v.agent.Close()
+		v.letGo()
 		return
 	}
 	if e := v.machine.Exit(); v.machineEnded() {
 		v.log.Info("VM ended", "reason", e.Reason, "message", e.Message)
 	}
 	s.remove(v)
+}
+
+// letGo gives up what the service holds of a VM that runs on.
+func (v *vm) letGo() {
+	if v.agent != nil {
+		v.agent.Close()
+	}
+	if v.machine != nil {
+		v.machine.Release()
+	}
 }
 
 func (v *vm) machineEnded() bool {

@@ -286,8 +286,8 @@ func (m *Machine) end(e Exit) {
 	close(m.done)
 }
 
-// Release lets go of a VM, which runs on and can be attached again. Done is
-// not closed any more, and no other method may be called.
+// Release lets go of a VM, which runs on and can be attached again. Its
+// listeners are closed; Done is not any more.
 func (m *Machine) Release() {
 	m.released.Store(true)
 	m.watcher.Close()

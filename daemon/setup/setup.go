@@ -126,7 +126,8 @@ func (o *Options) Logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, h))
 }
 
-// LookupUser finds a user by name or number.
+// LookupUser finds a user by name or number, with the user's groups: that of
+// /dev/kvm is often one of them.
 func LookupUser(name string) (policy.Credential, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
@@ -145,5 +146,17 @@ func LookupUser(name string) (policy.Credential, error) {
 	if err != nil {
 		return policy.Credential{}, fmt.Errorf("gid %q of user %s: %w", u.Gid, name, err)
 	}
-	return policy.Credential{UID: uint32(uid), GID: uint32(gid)}, nil
+	cred := policy.Credential{UID: uint32(uid), GID: uint32(gid)}
+	ids, err := u.GroupIds()
+	if err != nil {
+		return policy.Credential{}, fmt.Errorf("groups of user %s: %w", name, err)
+	}
+	for _, id := range ids {
+		g, err := strconv.ParseUint(id, 10, 32)
+		if err != nil {
+			return policy.Credential{}, fmt.Errorf("group %q of user %s: %w", id, name, err)
+		}
+		cred.Groups = append(cred.Groups, uint32(g))
+	}
+	return cred, nil
 }

@@ -95,12 +95,11 @@ func (o *options) launcher(cfg *concierge.Config, log *slog.Logger) error {
 	if cred.UID == 0 || cred.UID == uint32(os.Geteuid()) {
 		return fmt.Errorf("--vm-user %s: VMs must not run as root or as this service's own user", o.vmUser)
 	}
-	if os.Geteuid() == 0 {
-		cfg.VMGroup = int(cred.GID)
-	} else {
+	if os.Geteuid() != 0 {
 		// The service cannot give files away, so both meet in its own group.
 		cred.GID = uint32(os.Getegid())
 	}
+	cfg.VMGroup = int(cred.GID)
 	l.Start = func(cmd *exec.Cmd) error { return policy.StartAs(cmd, cred) }
 	return nil
 }

@@ -560,6 +560,7 @@ func TestBackgroundProcessDoesNotHoldTheSession(t *testing.T) {
 		}
 	})
 	t.Run("one that finishes a little later is heard", func(t *testing.T) {
+		addr := serve(t, vshd.WithPatience(time.Hour))
 		res := run(t, addr, plain("(until grep -q 'State:.Z' /proc/$$/status; do :; done; echo late) & exit 3"))
 		if res.code != 3 || !strings.Contains(res.stdout, "late") {
 			t.Errorf("got %+v", res)

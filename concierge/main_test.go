@@ -1,0 +1,392 @@
+package concierge
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/auberge-vm/auberge/policy"
+	pb "github.com/auberge-vm/auberge/protos/conciergepb"
+	guestpb "github.com/auberge-vm/auberge/protos/vmtoolspb"
+	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+// patience bounds what a test waits for; nothing is asserted on it.
+const patienceOfTests = time.Minute
+
+func init() {
+	// A supervisor's children die with the thread that started them.
+	runtime.LockOSThread()
+}
+
+// TestMain plays every process of a VM: the real supervisor, and a fake
+// hypervisor and guest. Real ones run in test/e2e.
+func TestMain(m *testing.M) {
+	os.Setenv("GORACE", "atexit_sleep_ms=0")
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "run":
+			os.Exit(supervise())
+		case "hypervisor":
+			os.Exit(hypervise(os.Getenv(hypervisorEnv)))
+		case "--guest-cid":
+			os.Exit(guest(os.Args[4], os.Args[6]))
+		}
+	}
+	runtime.UnlockOSThread()
+	goleak.VerifyTestMain(m)
+}
+
+// What the fake processes do comes in the environment.
+const (
+	hypervisorEnv = "CONCIERGE_TEST_HYPERVISOR" // words for hypervise
+	guestEnv      = "CONCIERGE_TEST_GUEST"      // mute, refuses
+)
+
+func fatal(err error) int {
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}
+
+// supervise is daemon/auberge-vm with the fake driver.
+func supervise() int {
+	control := os.NewFile(3, "control")
+	l, err := net.FileListener(control)
+	if err != nil {
+		return fatal(err)
+	}
+	control.Close()
+	unix.CloseOnExec(4)
+	unix.CloseOnExec(5)
+	self, err := os.Executable()
+	if err != nil {
+		return fatal(err)
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return fatal(err)
+	}
+	err = vmm.NewSupervisor(vmm.SupervisorConfig{Dir: dir, Control: l.(*net.UnixListener), PeerUID: uint32(os.Geteuid()),
+		Lifeline: os.NewFile(4, "lifeline"), LifelineReader: os.NewFile(5, "lifeline reader"),
+		Driver: driver{self}, Backend: self, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}).Run(context.Background())
+	if err != nil {
+		return fatal(err)
+	}
+	return 0
+}
+
+type driver struct{ program string }
+
+func (d driver) Command(_ *vmm.Spec, files []*os.File, monitor *os.File) (*exec.Cmd, error) {
+	cmd := exec.Command(d.program, "hypervisor")
+	cmd.ExtraFiles = append(append([]*os.File{}, files...), monitor)
+	return cmd, nil
+}
+
+func (driver) Monitor(context.Context, string) (vmm.Monitor, error) {
+	return nil, errors.New("the fake has none")
+}
+
+// hypervise does what a list of words says, and then waits for a signal.
+func hypervise(words string) int {
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	slow := ""
+	for word := range strings.FieldsSeq(words) {
+		verb, arg, _ := strings.Cut(word, ":")
+		switch verb {
+		case "print":
+			fmt.Println(arg)
+		case "exit":
+			code, _ := strconv.Atoi(arg)
+			return code
+		case "slow": // to end, until it is let go
+			slow = arg
+		}
+	}
+	<-term
+	if slow != "" {
+		rendezvous(filepath.Join(slow, "asked"), os.O_WRONLY)
+		rendezvous(filepath.Join(slow, "go"), os.O_RDONLY)
+	}
+	return 0
+}
+
+// rendezvous opens a FIFO, which takes until somebody has opened the other
+// end.
+func rendezvous(fifo string, flag int) error {
+	f, err := os.OpenFile(fifo, flag, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// guest is a vsock backend with a guest behind it whose agent reports at once.
+func guest(device, path string) int {
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return fatal(err)
+	}
+	if _, err := net.Listen("unix", device); err != nil {
+		return fatal(err)
+	}
+	fault := os.Getenv(guestEnv)
+	agent := &agentListener{conns: make(chan net.Conn)}
+	s := grpc.NewServer()
+	guestpb.RegisterMaitredServer(s, maitredServer{refuses: fault == "refuses"})
+	go s.Serve(agent)
+	if fault != "mute" {
+		go func() {
+			c, err := grpc.NewClient("unix:"+vsock.EndpointPath(path, vsock.PortStartupListener), grpc.WithTransportCredentials(insecure.NewCredentials()))
+			if err != nil {
+				os.Exit(fatal(err))
+			}
+			if _, err := guestpb.NewStartupListenerClient(c).VmReady(context.Background(), &guestpb.EmptyMessage{}); err != nil {
+				os.Exit(fatal(err))
+			}
+		}()
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return fatal(err)
+		}
+		go func() {
+			line := make([]byte, len("CONNECT 8888\n"))
+			if _, err := io.ReadFull(c, line); err != nil || string(line) != "CONNECT 8888\n" {
+				c.Close()
+				return
+			}
+			io.WriteString(c, "OK 1\n")
+			agent.conns <- c
+		}()
+	}
+}
+
+type agentListener struct{ conns chan net.Conn }
+
+func (l *agentListener) Accept() (net.Conn, error) { return <-l.conns, nil }
+func (l *agentListener) Close() error              { return nil }
+func (l *agentListener) Addr() net.Addr            { return vsock.Addr{} }
+
+type maitredServer struct {
+	guestpb.UnimplementedMaitredServer
+	refuses bool
+}
+
+func (m maitredServer) ConfigureNetwork(context.Context, *guestpb.NetworkConfigRequest) (*guestpb.EmptyMessage, error) {
+	if m.refuses {
+		return nil, errors.New("there is no such interface")
+	}
+	return &guestpb.EmptyMessage{}, nil
+}
+
+func (maitredServer) SetResolvConfig(context.Context, *guestpb.SetResolvConfigRequest) (*guestpb.EmptyMessage, error) {
+	return &guestpb.EmptyMessage{}, nil
+}
+
+func (maitredServer) SetTime(context.Context, *guestpb.SetTimeRequest) (*guestpb.EmptyMessage, error) {
+	return &guestpb.EmptyMessage{}, nil
+}
+
+func (maitredServer) StartTermina(context.Context, *guestpb.StartTerminaRequest) (*guestpb.StartTerminaResponse, error) {
+	return &guestpb.StartTerminaResponse{MountResult: guestpb.StartTerminaResponse_SUCCESS, FreeBytes: 7, FreeBytesHasValue: true}, nil
+}
+
+// fakeOpener opens with this process's rights and remembers for whom.
+type fakeOpener struct {
+	mu    sync.Mutex
+	calls []string
+}
+
+func (o *fakeOpener) Open(_ context.Context, c policy.Caller, path string, mode policy.Mode) (*os.File, error) {
+	o.mu.Lock()
+	o.calls = append(o.calls, fmt.Sprintf("%d %s %s", c.UID, mode, path))
+	o.mu.Unlock()
+	flag := os.O_RDONLY
+	if mode == policy.ReadWrite {
+		flag = os.O_RDWR
+	}
+	return os.OpenFile(path, flag, 0)
+}
+
+// recorder remembers the signals, as "name of the signal, name of the VM".
+type recorder struct {
+	mu   sync.Mutex
+	said []string
+}
+
+func (r *recorder) Emit(_ uint32, signal string, msg proto.Message) {
+	name := msg.ProtoReflect().Get(msg.ProtoReflect().Descriptor().Fields().ByName("name")).String()
+	r.mu.Lock()
+	r.said = append(r.said, strings.TrimSuffix(signal, "Signal")+" "+name)
+	r.mu.Unlock()
+}
+
+func (r *recorder) take() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	said := r.said
+	r.said = nil
+	return said
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// A bed is a place for services, one after the other.
+type bed struct {
+	t      *testing.T
+	cfg    Config
+	opener *fakeOpener
+	events *recorder
+	log    *lockedBuffer
+}
+
+// newBed makes the directories of a service and a guest image.
+func newBed(t *testing.T) *bed {
+	t.Helper()
+	// Short, because socket addresses are.
+	dir, err := os.MkdirTemp("", "bed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bed{t: t, opener: &fakeOpener{}, events: &recorder{}, log: &lockedBuffer{}}
+	b.cfg = Config{StateDir: filepath.Join(dir, "state"), RuntimeDir: filepath.Join(dir, "run"), ImageDir: filepath.Join(dir, "image"),
+		Accel: vmm.AccelTCG, Vsock: vsock.ModeUser, Network: NetworkRestricted, Pool: DefaultPool, VMGroup: -1,
+		Launcher: &vmm.Launcher{Program: self}, Opener: b.opener, Events: b.events,
+		Log: slog.New(slog.NewTextHandler(b.log, nil))}
+	writeImage(t, b.cfg.ImageDir)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the service said:\n%s", b.log)
+		}
+	})
+	return b
+}
+
+func writeImage(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	manifest := `{"files":[{"name":"vmlinux","size":6},{"name":"initramfs.cpio","size":6},{"name":"rootfs.squashfs","size":6}]}`
+	for name, text := range map[string]string{"manifest.json": manifest, "vmlinux": "kernel", "initramfs.cpio": "initrd", "rootfs.squashfs": "rootfs"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// serve starts a service, which ends with the test.
+func (b *bed) serve() *Service {
+	b.t.Helper()
+	s, err := New(b.t.Context(), b.cfg)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(s.Close)
+	return s
+}
+
+// gone checks that no VM has left anything.
+func (b *bed) gone() {
+	b.t.Helper()
+	for _, d := range []string{"vms", "records"} {
+		entries, err := os.ReadDir(filepath.Join(b.cfg.RuntimeDir, d))
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		for _, e := range entries {
+			b.t.Errorf("left behind: %s/%s", d, e.Name())
+		}
+	}
+}
+
+// awaitGone waits until no VM is in the table.
+func (b *bed) awaitGone(s *Service) {
+	b.t.Helper()
+	s.mu.Lock()
+	var all []*vm
+	for _, v := range s.vms {
+		all = append(all, v)
+	}
+	s.mu.Unlock()
+	for _, v := range all {
+		select {
+		case <-v.gone:
+		case <-time.After(patienceOfTests):
+			b.t.Fatalf("VM %q does not go", v.key.name)
+		}
+	}
+}
+
+// alice is a subject that uses her own VMs.
+var alice = subject(64101)
+
+func subject(uid uint32) policy.Subject {
+	return policy.Subject{Caller: policy.Caller{UID: uid}, Owner: policy.Owner{UID: uid, Word: strconv.Itoa(int(uid)), All: true}}
+}
+
+// small starts a VM with little memory, which the host surely has.
+func (b *bed) small(s *Service, name string) (*pb.StartVmResponse, error) {
+	b.t.Helper()
+	memory := uint64(minMemoryMiB)
+	if err := s.ConfigureVm(b.t.Context(), alice, name, Settings{MemoryMiB: &memory}); err != nil {
+		b.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(b.t.Context(), patienceOfTests)
+	defer cancel()
+	return s.StartVm(ctx, alice, &pb.StartVmRequest{Name: name}, nil)
+}
+
+func (b *bed) stop(s *Service, name string) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), patienceOfTests)
+	defer cancel()
+	if _, err := s.StopVm(ctx, alice, &pb.StopVmRequest{Name: name}); err != nil {
+		b.t.Fatal(err)
+	}
+}
