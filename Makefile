@@ -1,8 +1,10 @@
 # Auberge. `make run` shows it at work, `make test` tests everything.
 
 GO        ?= go
-GOFLAGS   ?= -trimpath
+BUILD     := -trimpath
 LDFLAGS   := -s -w
+# The last line that `make image` prints is the image directory.
+MAKEFLAGS += --no-print-directory
 BIN       := bin
 # Programs of the host and of the guest. All are static: the daemons start
 # themselves again as other users, and guests have no C library to share.
@@ -20,12 +22,12 @@ deps:
 build: $(HOST) $(GUEST)
 
 $(HOST):
-	CGO_ENABLED=0 $(GO) build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o $(BIN)/$(@F) ./$@
+	CGO_ENABLED=0 $(GO) build $(BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/$(@F) ./$@
 
 # grpcnotrace leaves out what keeps the linker from dropping unused methods:
 # the agent is half as large, and it is unpacked into every guest's memory.
 $(GUEST):
-	CGO_ENABLED=0 $(GO) build $(GOFLAGS) -tags grpcnotrace -ldflags '$(LDFLAGS)' -o $(BIN)/guest/$(@F) ./$@
+	CGO_ENABLED=0 $(GO) build $(BUILD) -tags grpcnotrace -ldflags '$(LDFLAGS)' -o $(BIN)/guest/$(@F) ./$@
 
 # image builds the guest image, or finds it in the cache, and prints its
 # directory as the last line.

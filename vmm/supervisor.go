@@ -143,13 +143,6 @@ func (s *Supervisor) accept() {
 			s.endsWithin(acceptPause)
 			continue
 		}
-		uid, err := peerUID(c)
-		if err != nil || (uid != s.cfg.PeerUID && uid != 0) {
-			s.cfg.Log.Warn("refused a control connection", "uid", uid, "err", err)
-			sendPacket(c, reply{Error: fmt.Sprintf("uid %d may not control this VM", uid)}, nil)
-			c.Close()
-			continue
-		}
 		s.conns.Go(func() {
 			defer c.Close()
 			s.serve(c)
@@ -169,6 +162,14 @@ func (s *Supervisor) serve(c *net.UnixConn) {
 	}
 	defer closeAll(files)
 	c.SetReadDeadline(time.Time{})
+	uid, err := peerUID(c)
+	if err != nil || (uid != s.cfg.PeerUID && uid != 0) {
+		// Refused only now: closed with its request unread, the connection
+		// would end in a reset that overtakes the answer.
+		s.cfg.Log.Warn("refused a control connection", "uid", uid, "err", err)
+		sendPacket(c, reply{Error: fmt.Sprintf("uid %d may not control this VM", uid)}, nil)
+		return
+	}
 	r, out := s.handle(&req, files)
 	if err := sendPacket(c, r, out); err != nil {
 		s.cfg.Log.Warn("answer a control request", "op", req.Op, "err", err)

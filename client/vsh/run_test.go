@@ -326,7 +326,7 @@ func kill(sig syscall.Signal) func() {
 
 func TestSignalsAreForwarded(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM} {
-		o := script(t, fmt.Sprintf("trap 'echo got; kill $!; exit 40' %d; sleep 300 & echo ready; wait", sig))
+		o := script(t, fmt.Sprintf("trap 'echo got; kill $!; exit 40' %d; sh -c 'echo ready; exec sleep 300' & wait", sig))
 		out := &trigger{text: "ready", act: kill(sig)}
 		o.Stdout = out
 		code, err := vsh.Run(t.Context(), connect(t), o)

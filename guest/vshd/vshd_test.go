@@ -571,6 +571,8 @@ func TestBackgroundProcessDoesNotHoldTheSession(t *testing.T) {
 func TestVanishedClientTakesItsProcessesAlong(t *testing.T) {
 	killing := serve(t, vshd.WithKillGrace(50*time.Millisecond))
 	addr := serve(t, vshd.WithKillGrace(time.Hour)) // where SIGHUP must do
+	// A child tells its pid itself where signals are trapped: until it has run
+	// its program it has its parent's traps, and loses the signal.
 	stubborn := `trap '' HUP TERM; sh -c 'while :; do sleep 300; done' & echo $!; while :; do wait; done`
 	for _, tc := range []struct {
 		name string
@@ -579,7 +581,7 @@ func TestVanishedClientTakesItsProcessesAlong(t *testing.T) {
 	}{
 		{"on pipes", addr, plain("sleep 300 & echo $!; wait")},
 		{"on a terminal", addr, terminal("sleep 300 & echo $!; wait")},
-		{"stopped", addr, plain("trap exit HUP; sleep 300 & echo $!; kill -STOP $$; wait")},
+		{"stopped", addr, plain("trap exit HUP; sh -c 'echo $$; exec sleep 300' & kill -STOP $$; wait")},
 		{"deaf to SIGHUP on pipes", killing, plain(stubborn)},
 		{"deaf to SIGHUP on a terminal", killing, terminal(stubborn)},
 		{"in job control on a terminal", killing, terminal("set -m; " + stubborn)},
