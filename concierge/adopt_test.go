@@ -199,7 +199,11 @@ func TestAdoptOtherTransport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	before := openFiles(t)
 	s := b.serve()
+	if after := openFiles(t); after > before {
+		t.Errorf("%d descriptors before the attempt, %d after", before, after)
+	}
 	if _, err := s.GetVmInfo(t.Context(), alice, &pb.GetVmInfoRequest{Name: "kernel"}); err == nil {
 		t.Error("it was taken over")
 	}

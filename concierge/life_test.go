@@ -132,6 +132,15 @@ func TestRestart(t *testing.T) {
 	if err != nil || second.VmInfo.Cid == first.VmInfo.Cid || second.VmInfo.Ipv4Address == first.VmInfo.Ipv4Address {
 		t.Errorf("a second VM: %v, %v", second, err)
 	}
+	// A service that ends lets go of the VMs, all of them.
+	s.Close()
+	before := openFiles(t)
+	s = b.serve()
+	s.Close()
+	if after := openFiles(t); after > before {
+		t.Errorf("%d descriptors before a service, %d after", before, after)
+	}
+	s = b.serve()
 	b.stop(s, "x")
 	b.stop(s, "y")
 	b.gone()
@@ -167,6 +176,44 @@ func TestCloseWhileStarting(t *testing.T) {
 	for _, name := range []string{"a", "b"} {
 		b.stop(s, name)
 	}
+	b.gone()
+}
+
+// A service that ends does not wait for a guest that takes its time to shut
+// down, and the VM is still known to the next.
+func TestCloseWhileStopping(t *testing.T) {
+	t.Setenv(guestEnv, "stays")
+	b := newBed(t)
+	s := b.serve()
+	first, err := b.small(s, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan error, 1)
+	go func() {
+		_, err := s.StopVm(ctx, alice, &pb.StopVmRequest{Name: "x"})
+		stopped <- err
+	}()
+	for !slices.Contains(b.events.take(), "VmStopping x") { // nothing else announces it
+	}
+	s.Close()
+	select {
+	case err := <-stopped:
+		t.Errorf("StopVm has an end: %v", err)
+	default:
+	}
+	cancel()
+	if err := <-stopped; !errors.Is(err, context.Canceled) {
+		t.Errorf("StopVm: %v", err)
+	}
+	s = b.serve()
+	info, err := s.GetVmInfo(t.Context(), alice, &pb.GetVmInfoRequest{Name: "x"})
+	if err != nil || info.VmInfo.Pid != first.VmInfo.Pid {
+		t.Fatalf("the next service has %v, %v", info, err)
+	}
+	s.vms[keyOf(alice.Owner, "x")].machine.Kill()
+	b.awaitGone(s)
 	b.gone()
 }
 

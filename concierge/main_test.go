@@ -62,7 +62,7 @@ func TestMain(m *testing.M) {
 // What the fake processes do comes in the environment.
 const (
 	hypervisorEnv = "CONCIERGE_TEST_HYPERVISOR" // words for hypervise
-	guestEnv      = "CONCIERGE_TEST_GUEST"      // mute, refuses
+	guestEnv      = "CONCIERGE_TEST_GUEST"      // mute, refuses, stays
 )
 
 func fatal(err error) int {
@@ -156,7 +156,7 @@ func guest(device, path string) int {
 	fault := os.Getenv(guestEnv)
 	agent := &agentListener{conns: make(chan net.Conn)}
 	s := grpc.NewServer()
-	guestpb.RegisterMaitredServer(s, maitredServer{refuses: fault == "refuses"})
+	guestpb.RegisterMaitredServer(s, maitredServer{fault: fault})
 	go s.Serve(agent)
 	if fault != "mute" {
 		go func() {
@@ -194,11 +194,11 @@ func (l *agentListener) Addr() net.Addr            { return vsock.Addr{} }
 
 type maitredServer struct {
 	guestpb.UnimplementedMaitredServer
-	refuses bool
+	fault string
 }
 
 func (m maitredServer) ConfigureNetwork(context.Context, *guestpb.NetworkConfigRequest) (*guestpb.EmptyMessage, error) {
-	if m.refuses {
+	if m.fault == "refuses" {
 		return nil, errors.New("there is no such interface")
 	}
 	return &guestpb.EmptyMessage{}, nil
@@ -210,6 +210,15 @@ func (maitredServer) SetResolvConfig(context.Context, *guestpb.SetResolvConfigRe
 
 func (maitredServer) SetTime(context.Context, *guestpb.SetTimeRequest) (*guestpb.EmptyMessage, error) {
 	return &guestpb.EmptyMessage{}, nil
+}
+
+// Shutdown has no power over the hypervisor. One that stays says that it will
+// be off in a moment; the others do not know the call.
+func (m maitredServer) Shutdown(ctx context.Context, e *guestpb.EmptyMessage) (*guestpb.EmptyMessage, error) {
+	if m.fault == "stays" {
+		return e, nil
+	}
+	return m.UnimplementedMaitredServer.Shutdown(ctx, e)
 }
 
 func (maitredServer) StartTermina(context.Context, *guestpb.StartTerminaRequest) (*guestpb.StartTerminaResponse, error) {

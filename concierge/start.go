@@ -196,7 +196,7 @@ func (s *Service) abandon(ctx context.Context, v *vm) {
 	if err := v.machine.Stop(ctx, "the start was given up"); err != nil {
 		v.log.Error("stop a VM that did not start", "err", err)
 		v.machine.Kill()
-		endsWithin(v.machine, exitGrace)
+		endsWithin(context.Background(), v.machine, exitGrace)
 	}
 }
 

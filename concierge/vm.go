@@ -152,11 +152,13 @@ func (s *Service) follow(v *vm) {
 	case <-v.stopping:
 		s.shutdown(v)
 	case <-s.quit.Done():
+	}
+	if v.machineEnded() {
+		e := v.machine.Exit()
+		v.log.Info("VM ended", "reason", e.Reason, "message", e.Message)
+	} else if s.quit.Err() != nil {
 		v.letGo()
 		return
-	}
-	if e := v.machine.Exit(); v.machineEnded() {
-		v.log.Info("VM ended", "reason", e.Reason, "message", e.Message)
 	}
 	s.remove(v)
 }
@@ -180,41 +182,44 @@ func (v *vm) machineEnded() bool {
 	}
 }
 
-// shutdown stops a running VM in order, by harder means at each step.
+// shutdown stops a running VM in order, by harder means at each step. It gives
+// up when the service ends: the next one finds what has become of the VM.
 func (s *Service) shutdown(v *vm) {
 	v.log.Info("stopping VM", "reason", v.stopReason())
 	s.emitStopping(v)
-	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	ctx, cancel := context.WithTimeout(s.quit, shutdownTimeout)
 	err := v.agent.PowerOff(ctx)
 	cancel()
-	if err == nil && endsWithin(v.machine, exitGrace+shutdownGrace) {
+	if err == nil && endsWithin(s.quit, v.machine, exitGrace+shutdownGrace) || s.quit.Err() != nil {
 		return
 	}
 	v.log.Warn("the guest did not shut down", "err", err)
 	// The supervisor's own ladder has three steps.
-	ctx, cancel = context.WithTimeout(context.Background(), 4*exitGrace)
+	ctx, cancel = context.WithTimeout(s.quit, 4*exitGrace)
 	err = v.machine.Stop(ctx, "the guest did not shut down in order")
 	cancel()
-	if err == nil {
+	if err == nil || s.quit.Err() != nil {
 		return
 	}
 	v.log.Error("the VM's supervisor does not stop it", "err", err)
 	if err := v.machine.Kill(); err != nil {
 		v.log.Error("kill the VM's supervisor", "err", err)
 	}
-	endsWithin(v.machine, exitGrace)
+	endsWithin(s.quit, v.machine, exitGrace)
 }
 
 // shutdownGrace is what the guest itself gives its processes to end.
 const shutdownGrace = 15 * time.Second
 
-func endsWithin(m *vmm.Machine, d time.Duration) bool {
+func endsWithin(ctx context.Context, m *vmm.Machine, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-m.Done():
 		return true
 	case <-t.C:
+		return false
+	case <-ctx.Done():
 		return false
 	}
 }

@@ -181,7 +181,7 @@ func TestOpenerTakenOver(t *testing.T) {
 		if err := open(name); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", name, err, want)
 		}
-		if after := descriptors(t); after != before {
+		if after := descriptors(t); after > before {
 			t.Errorf("%s: %d descriptors before, %d after", name, before, after)
 		}
 	}
@@ -286,7 +286,7 @@ func TestOpenAtOnce(t *testing.T) {
 		}
 		wg.Wait()
 		now := descriptors(t)
-		if before >= 0 && now != before {
+		if before >= 0 && now > before {
 			t.Errorf("%d descriptors before, %d after", before, now)
 		}
 		before = now

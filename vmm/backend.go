@@ -12,7 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const backendDied = "the vsock backend ended, and the VM with it"
+const (
+	backendDied  = "the vsock backend ended, and the VM with it"
+	backendReady = 10 * time.Second
+)
 
 // startBackend starts the vhost-user vsock device and waits until its socket
 // listens, since the hypervisor connects to it exactly once.
@@ -43,7 +46,7 @@ func (s *Supervisor) startBackend(spec *Spec) error {
 		close(b.done)
 	}()
 	ready := make(chan error, 1)
-	go func() { ready <- waitListening(created, path, b.done, s.grace) }()
+	go func() { ready <- waitListening(created, path, b.done, s.ready) }()
 	select {
 	case err := <-ready:
 		return err

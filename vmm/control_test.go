@@ -167,7 +167,7 @@ func TestBadPackets(t *testing.T) {
 		if err == nil || files != nil || errors.Is(err, io.EOF) != test.end {
 			t.Errorf("%s: %v, %v", name, files, err)
 		}
-		if after := descriptors(t); after != before {
+		if after := descriptors(t); after > before {
 			t.Errorf("%s: %d descriptors before, %d after", name, before, after)
 		}
 	}

@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -54,8 +55,12 @@ func ReadExit(dir string) (Exit, error) {
 		return Exit{}, err
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() || fi.Size() > maxExit {
-		return Exit{}, fmt.Errorf("exit record in %s: it is none (%v)", dir, err)
+	fi, err := f.Stat()
+	if err == nil && (!fi.Mode().IsRegular() || fi.Size() > maxExit) {
+		err = errors.New("it is no plain file of a plausible size")
+	}
+	if err != nil {
+		return Exit{}, fmt.Errorf("exit record in %s: %w", dir, err)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxExit))
 	if err != nil {

@@ -28,7 +28,9 @@ const (
 )
 
 // SetGrace shortens what a supervisor waits for.
-func (s *Supervisor) SetGrace(stage, launch time.Duration) { s.grace, s.orphan = stage, launch }
+func (s *Supervisor) SetGrace(stage, launch, ready time.Duration) {
+	s.grace, s.orphan, s.ready = stage, launch, ready
+}
 
 // SetGrace shortens how long processes are waited for at the end of a VM.
 func (l *Launcher) SetGrace(d time.Duration) { l.grace = d }

@@ -297,6 +297,7 @@ func (m *Machine) Release() {
 func (m *Machine) letGo() {
 	m.closeListeners()
 	m.lifeline.Close()
+	m.process.Release()
 }
 
 func (m *Machine) control() string { return filepath.Join(m.Dir, controlSocket) }

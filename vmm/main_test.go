@@ -60,9 +60,18 @@ func TestMain(m *testing.M) {
 // Faults of the backend, and times, come in the environment.
 const (
 	backendEnv = "VMM_TEST_BACKEND" // dies, silent, waits:DIR
-	graceEnv   = "VMM_TEST_GRACE"   // of the supervisor, default one minute
 	monitorEnv = "VMM_TEST_MONITOR" // none, hangs
+	// What the supervisor waits for, one minute unless they are set.
+	graceEnv, orphanEnv, readyEnv = "VMM_TEST_GRACE", "VMM_TEST_ORPHAN", "VMM_TEST_READY"
 )
+
+func duration(env string) time.Duration {
+	d, err := time.ParseDuration(os.Getenv(env))
+	if err != nil {
+		return patience
+	}
+	return d
+}
 
 func fatal(err error) int {
 	fmt.Fprintln(os.Stderr, err)
@@ -96,11 +105,7 @@ func supervise() int {
 	s := vmm.NewSupervisor(vmm.SupervisorConfig{Dir: dir, Control: l.(*net.UnixListener), PeerUID: uint32(uid),
 		Lifeline: os.NewFile(4, "lifeline"), LifelineReader: os.NewFile(5, "lifeline reader"),
 		Driver: driver{self}, Backend: self, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
-	grace := patience
-	if d, err := time.ParseDuration(os.Getenv(graceEnv)); err == nil {
-		grace = d
-	}
-	s.SetGrace(grace, grace)
+	s.SetGrace(duration(graceEnv), duration(orphanEnv), duration(readyEnv))
 	if err := s.Run(ctx); err != nil {
 		return fatal(err)
 	}

@@ -18,8 +18,7 @@ import (
 )
 
 // stageGrace is how long the hypervisor has to follow one way of ending it
-// before the next, harder one: its monitor, SIGTERM, SIGKILL. Other parts of
-// a VM get as long for what should take them a moment.
+// before the next, harder one: its monitor, SIGTERM, SIGKILL.
 const stageGrace = 10 * time.Second
 
 // launchGrace is how long a supervisor waits for its VM: the daemon that
@@ -63,8 +62,8 @@ type Supervisor struct {
 	endpoints map[uint32]*os.File
 	order     []uint32
 
-	// stageGrace and launchGrace, but in tests.
-	grace, orphan time.Duration
+	// stageGrace, launchGrace and backendReady, but in tests.
+	grace, orphan, ready time.Duration
 
 	once sync.Once
 	// ended is closed when exit is set and recorded.
@@ -84,6 +83,7 @@ func NewSupervisor(cfg SupervisorConfig) *Supervisor {
 		endpoints: map[uint32]*os.File{},
 		grace:     stageGrace,
 		orphan:    launchGrace,
+		ready:     backendReady,
 		ended:     make(chan struct{}),
 		start:     make(chan func()),
 	}

@@ -33,6 +33,13 @@ func init() {
 }
 
 func main() {
+	if err := command().Execute(); err != nil {
+		fmt.Fprintln(os.Stderr, "auberge-vm:", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "auberge-vm",
 		Short:         "Supervise one virtual machine",
@@ -43,10 +50,7 @@ func main() {
 	root.PersistentFlags().StringVar(&p.qemu.Path, "qemu", "qemu-system-x86_64", "the QEMU program")
 	root.PersistentFlags().StringVar(&p.backend, "vsock-backend", "vhost-device-vsock", "the program that serves vsock in user mode")
 	root.AddCommand(runCommand(&p), probeCommand(&p))
-	if err := root.Execute(); err != nil {
-		fmt.Fprintln(os.Stderr, "auberge-vm:", err)
-		os.Exit(1)
-	}
+	return root
 }
 
 // programs are what a supervisor starts. Every command takes the flags for

@@ -14,13 +14,12 @@ func probeCommand(p *programs) *cobra.Command {
 		Use:   "probe KERNEL",
 		Short: "Find out whether KVM runs guests; print kvm or tcg, and why",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := p.qemu.Probe(context.Background(), args[0]); err != nil {
-				fmt.Println("tcg")
-				fmt.Println(err)
+				fmt.Fprintf(cmd.OutOrStdout(), "tcg\n%v\n", err)
 				return nil
 			}
-			fmt.Println("kvm")
+			fmt.Fprintln(cmd.OutOrStdout(), "kvm")
 			return nil
 		},
 	}

@@ -781,8 +781,15 @@ func TestSessionsAreLimited(t *testing.T) {
 	}
 	first.eof().wait()
 	for { // the server lets go of the first session at its own pace
-		third := open(t, addr, plain("echo again"))
+		third := dial(t, addr)
+		req := plain("echo again")
+		req.Target, req.User = vshpb.Target, self(t)
+		third.w.Write(req) // which a server that refuses may not take
+		if err := third.r.Read(&third.resp); err != nil {
+			t.Fatal(err)
+		}
 		if third.resp.GetStatus() == vshpb.ConnectionStatus_FAILED {
+			third.conn.Close()
 			continue
 		}
 		if res := third.wait(); res.stdout != "again\n" {
