@@ -32,7 +32,7 @@ build_image() {
 
 # The module's packages but those that need the image.
 unit() {
-	go list ./... | grep -v -e /test/e2e -e /packaging/image | xargs go test -race -count=1
+	go list ./... | grep -v -e /test/e2e -e /packaging/image | xargs go test -race -count=1 -timeout=8m
 }
 
 out=$(mktemp -d)
