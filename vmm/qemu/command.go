@@ -17,6 +17,9 @@ import (
 // firstFD is the number of the first ExtraFiles descriptor in a child.
 const firstFD = 3
 
+// sandbox is QEMU's filter of system calls, as tight as it can be.
+const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
 // Driver runs QEMU.
 type Driver struct {
 	// Path is the program; empty means qemu-system-x86_64 from PATH.
@@ -35,7 +38,7 @@ func (d Driver) Command(spec *vmm.Spec, files []*os.File, monitor *os.File) (*ex
 	}
 	cmd := exec.Command(path, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-name", "auberge-"+spec.ID,
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+		"-sandbox", sandbox)
 	if cmd.Err != nil {
 		return nil, fmt.Errorf("find QEMU: %w (is the package qemu-system-x86 installed?)", cmd.Err)
 	}

@@ -39,7 +39,7 @@ func (d Driver) Probe(ctx context.Context, kernel string) error {
 	if path == "" {
 		path = "qemu-system-x86_64"
 	}
-	cmd := exec.CommandContext(ctx, path, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+	cmd := exec.CommandContext(ctx, path, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", sandbox,
 		"-machine", "q35,vmport=off,smm=off,i8042=off,sata=off,smbus=off,usb=off,hpet=off", "-accel", "kvm", "-cpu", "host",
 		"-m", "256M", "-kernel", procFD(firstFD), "-append", "console=ttyS0 panic=-1",
 		"-chardev", "stdio,id=con0,signal=off", "-device", "isa-serial,chardev=con0")
