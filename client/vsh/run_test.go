@@ -30,7 +30,12 @@ import (
 	"github.com/auberge-vm/auberge/protos/vshpb"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain keeps the signals that the tests send themselves from ending them,
+// should one arrive after Run has stopped listening.
+func TestMain(m *testing.M) {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGHUP)
+	goleak.VerifyTestMain(m)
+}
 
 // connect opens a stream to a real vshd that runs in this process.
 func connect(t *testing.T) net.Conn {
@@ -344,10 +349,6 @@ func TestSignalsGetThroughToOurselvesWhenTheGuestIsStuck(t *testing.T) {
 		<-stuck // reading nothing
 	})
 	defer close(stuck)
-	// The test keeps the signals that come when Run has ended.
-	late := make(chan os.Signal, 1)
-	signal.Notify(late, syscall.SIGTERM)
-	defer signal.Stop(late)
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)

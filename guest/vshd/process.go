@@ -208,13 +208,21 @@ func (p *process) signal(sig syscall.Signal) {
 	group := p.pid
 	if p.master != nil {
 		control(p.master, func(fd int) error {
-			if g, err := unix.IoctlGetUint32(fd, unix.TIOCGPGRP); err == nil && int32(g) > 1 {
+			g, err := unix.IoctlGetUint32(fd, unix.TIOCGPGRP)
+			if err == nil && int32(g) > 1 && p.owns(int(g)) {
 				group = int(g)
 			}
-			return nil
+			return err
 		})
 	}
 	unix.Kill(-group, sig)
+}
+
+// owns reports whether a process group may be the session's. The terminal goes
+// on naming a group that is gone, whose number may be somebody else's by now.
+func (p *process) owns(group int) bool {
+	session, err := unix.Getsid(group)
+	return err != nil || session == p.pid // without its leader, the number is not reused
 }
 
 // resize sets the size of the terminal, if there is one and the size is one

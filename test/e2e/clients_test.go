@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/creack/pty"
 
@@ -165,6 +167,32 @@ func TestVsh(t *testing.T) {
 		out, errs, err = output(cmd)
 		if got := sha256.Sum256([]byte(out)); err != nil || got != sum {
 			t.Errorf("from the guest: %v: %d bytes %q", err, len(out), errs)
+		}
+	})
+	t.Run("client killed", func(t *testing.T) {
+		// Nobody else may hold the stream, or the guest never learns of it.
+		cmd := b.Command(testbed.Alice, "vsh", "x", "--", "sh", "-c", "echo $$; exec sleep 100000")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		line, err := bufio.NewReader(out).ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+		deadline := time.Now().Add(patience)
+		for {
+			if _, _, code := vsh("", "x", "--", "test", "-d", "/proc/"+strings.TrimSpace(line)); code == 1 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("process %s outlives its session", line)
+			}
 		}
 	})
 	t.Run("pty", func(t *testing.T) {
