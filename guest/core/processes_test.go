@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -190,7 +191,14 @@ func TestRun(t *testing.T) {
 		t.Errorf("a missing program: %v", err)
 	}
 	// It ends although its descendant holds the pipe.
-	if err := table.Run(t.Context(), "sh", "-c", "sleep 1000 & exit 0"); err != nil {
+	pidFile := t.TempDir() + "/pid"
+	t.Cleanup(func() {
+		b, _ := os.ReadFile(pidFile)
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && pid > 1 {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+	})
+	if err := table.Run(t.Context(), "sh", "-c", "sleep 1000 & echo $! > "+pidFile+"; exit 0"); err != nil {
 		t.Errorf("a program with a daemon: %v", err)
 	}
 }
@@ -249,12 +257,8 @@ func TestEndAll(t *testing.T) {
 	readLine(t, ready)
 	mustWait(t, mustStart(t, table, shell("setsid sleep 1000 &")))
 
-	start := time.Now()
 	if err := table.EndAll(300 * time.Millisecond); err != nil {
 		t.Error(err)
-	}
-	if took := time.Since(start); took < 300*time.Millisecond || took > killGrace {
-		t.Errorf("it took %v, want the grace and not the time for the unkillable", took)
 	}
 	if exit := mustWait(t, obeys); exit.Code() != 9 {
 		t.Errorf("what obeys SIGTERM: %v", exit)
@@ -276,12 +280,9 @@ func TestEndAllDoesNotWaitWithoutNeed(t *testing.T) {
 	}
 	table := newTable(t)
 	mustStart(t, table, Command{Path: "/bin/sleep", Args: []string{"sleep", "1000"}})
-	start := time.Now()
-	if err := table.EndAll(time.Minute); err != nil {
+	// Waited for, this grace would outlast the test's own time.
+	if err := table.EndAll(24 * time.Hour); err != nil {
 		t.Error(err)
-	}
-	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("it took %v", took)
 	}
 }
 
