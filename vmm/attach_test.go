@@ -273,7 +273,7 @@ func TestImpostor(t *testing.T) {
 // Only the user that launched a VM may control it.
 func TestOtherUsersAreRefused(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("acts as several users and needs root for that")
+		t.Fatal("acts as several users and needs root for that")
 	}
 	m := launch(t, "")
 	socket := filepath.Join(m.Dir, vmm.ControlSocket)

@@ -154,7 +154,7 @@ func TestProcessesLeadTheirOwnSessionAndInheritNothing(t *testing.T) {
 	t.Setenv("SECRET", "x")
 	// What this process itself was given is not the table's doing.
 	if err := unix.CloseRange(3, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	err := table.Run(t.Context(), "sh", "-c",
 		`test "$(cut -d' ' -f6 /proc/$$/stat)" = $$ || { echo no session; exit 1; }
@@ -288,7 +288,7 @@ func TestEndAllDoesNotWaitWithoutNeed(t *testing.T) {
 
 func TestOnlyInitEndsEverything(t *testing.T) {
 	if os.Getpid() == 1 {
-		t.Skip("this is PID 1")
+		t.Fatal("this is PID 1")
 	}
 	table := newTable(t)
 	if err := table.EndAll(0); !errors.Is(err, errNotInit) {

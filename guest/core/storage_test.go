@@ -26,7 +26,7 @@ func TestMakeBtrfsOnABlankDiskOnly(t *testing.T) {
 	target := coretest.Dir(t)
 	m := MountPoint{Source: device, Target: target, Type: "btrfs", Options: "user_subvol_rm_allowed,discard"}
 	if err := m.Mount(); err != nil {
-		t.Skipf("no btrfs here: %v", err)
+		t.Fatalf("no btrfs here: %v", err)
 	}
 	if err := os.WriteFile(target+"/precious", []byte("data"), 0o600); err != nil {
 		t.Fatal(err)
@@ -69,7 +69,7 @@ func TestMakeBtrfsRefusesOtherFileSystems(t *testing.T) {
 	table := newTable(t)
 	device, _ := coretest.Disk(t, btrfsSize)
 	if err := table.Run(t.Context(), "mkfs.ext4", "-q", device); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	err := MakeBtrfs(t.Context(), table, device)
 	if err == nil || !strings.Contains(err.Error(), "ext4") {
@@ -105,7 +105,7 @@ func TestGrowBtrfs(t *testing.T) {
 	}
 	target := coretest.Dir(t)
 	if err := (MountPoint{Source: device, Target: target, Type: "btrfs"}).Mount(); err != nil {
-		t.Skipf("no btrfs here: %v", err)
+		t.Fatalf("no btrfs here: %v", err)
 	}
 	before, _ := FreeBytes(target)
 	if err := os.Truncate(file, 3*btrfsSize); err != nil {
@@ -145,7 +145,7 @@ func TestMountRootDiskAndOverlay(t *testing.T) {
 	content := t.TempDir()
 	os.WriteFile(content+"/file", []byte("from the disk"), 0o644)
 	if err := table.Run(t.Context(), "mkfs.ext4", "-q", "-d", content, device); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	root := coretest.Dir(t)
 	if err := MountRootDisk(device, root+"/lower", false); err != nil {
@@ -155,7 +155,7 @@ func TestMountRootDiskAndOverlay(t *testing.T) {
 		t.Errorf("the root disk can be written to: %v", err)
 	}
 	if err := OverlayRoot(root+"/lower", root+"/upper", root+"/new"); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	// The overlay outlives the names of its parts.
 	for _, part := range []string{"/lower", "/upper"} {
@@ -222,7 +222,7 @@ func TestWaitDeviceHearsOfIt(t *testing.T) {
 	if err := os.WriteFile(uevent, []byte("add"), 0); err != nil {
 		cancel()
 		<-done
-		t.Skipf("no uevents here: %v", err)
+		t.Fatalf("no uevents here: %v", err)
 	}
 	if err := <-done; err != nil {
 		t.Error(err)

@@ -88,7 +88,7 @@ func TestConfigureNetworkForReal(t *testing.T) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "eth0"
 	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer"}); err != nil {
-		t.Skipf("no veth here: %v", err)
+		t.Fatalf("no veth here: %v", err)
 	}
 	resolv := filepath.Join(t.TempDir(), "resolv.conf")
 	client, _ := serve(t, func(s *Server) { s.resolvPath = resolv })

@@ -90,7 +90,7 @@ func TestMountFormatsBlankDisksOnly(t *testing.T) {
 
 	other, _ := coretest.Disk(t, diskSize)
 	if err := server.table.Run(t.Context(), "mkfs.ext4", "-q", other); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	req = &pb.MountRequest{Source: other, Target: target + "2", Fstype: "btrfs", CreateTarget: true, MkfsIfNeeded: true}
 	if got, err := client.Mount(t.Context(), req); err != nil || got.Error != int32(unix.EINVAL) {
@@ -197,7 +197,7 @@ func TestStartTerminaWithAForeignDisk(t *testing.T) {
 	client, server := serve(t, func(s *Server) { s.statefulDir = stateful })
 	device, _ := coretest.Disk(t, diskSize)
 	if err := server.table.Run(t.Context(), "mkfs.ext4", "-q", device); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	got, err := client.StartTermina(t.Context(), &pb.StartTerminaRequest{StatefulDevice: device})
 	if err != nil || got.MountResult != pb.StartTerminaResponse_FAILURE || got.FreeBytesHasValue || got.FreeBytes != -1 {

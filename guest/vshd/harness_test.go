@@ -75,7 +75,7 @@ func self(t *testing.T) string {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to run a session as another user")
+		t.Fatal("needs root, to run a session as another user")
 	}
 }
 

@@ -915,10 +915,9 @@ func TestManySessionsAtOnce(t *testing.T) {
 	all.Wait()
 }
 
-func TestUnprivilegedServerServesItsOwnUser(t *testing.T) {
-	if os.Geteuid() == 0 {
-		t.Skip("runs below, as nobody")
-	}
+// serveOwnUser shows that a server without root's rights runs sessions as its
+// own user and refuses others.
+func serveOwnUser(t *testing.T) {
 	addr := serve(t)
 	if res := run(t, addr, plain("id -un")); strings.TrimSpace(res.stdout) != self(t) {
 		t.Errorf("got %+v", res)
@@ -931,9 +930,13 @@ func TestUnprivilegedServerServesItsOwnUser(t *testing.T) {
 	}
 }
 
-// The same tests once more, with a server that is nobody.
+// Tests once more, with a server that is nobody: run by root, this one starts
+// itself and them again as that user.
 func TestAsNobody(t *testing.T) {
-	needRoot(t)
+	if os.Geteuid() != 0 {
+		serveOwnUser(t)
+		return
+	}
 	dir, err := os.MkdirTemp("", "vshd-nobody-")
 	if err != nil {
 		t.Fatal(err)
@@ -947,13 +950,13 @@ func TestAsNobody(t *testing.T) {
 	if err := errors.Join(os.WriteFile(bin, exe, 0o755), os.Chmod(dir, 0o777)); err != nil {
 		t.Fatal(err)
 	}
-	const tests = "^(TestUnprivilegedServerServesItsOwnUser|TestExitCodes|TestEndOfInput|TestWorkingDirectory|" +
+	const tests = "^(TestAsNobody|TestExitCodes|TestEndOfInput|TestWorkingDirectory|" +
 		"TestWindowSize|TestSignals|TestVanishedClientTakesItsProcessesAlong)$"
 	cmd := exec.CommandContext(t.Context(), bin, "-test.v", "-test.run", tests)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "--- PASS: TestUnprivilegedServerServesItsOwnUser") {
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestAsNobody") {
 		t.Errorf("as nobody: %v\n%s", err, out)
 	}
 }

@@ -26,6 +26,7 @@ uidmap                 newuidmap                          guest image: without r
 debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg  checking what is fetched
 util-linux             setpriv                            other users in tests
 btrfs-progs            mkfs.btrfs                         stateful disks
+e2fsprogs              mkfs.ext4                          disks in tests
 protobuf-compiler      protoc                             make protos
 make                   make                               building
 git                    git                                building

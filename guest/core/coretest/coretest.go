@@ -34,7 +34,7 @@ func Isolated(t *testing.T, flags uintptr) bool {
 		return true
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to make name spaces and mounts")
+		t.Fatal("needs root to make name spaces and mounts")
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -131,18 +131,18 @@ func Disk(t *testing.T, size int64) (device, file string) {
 	}
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		t.Skipf("no loop devices here: %v", err)
+		t.Fatalf("no loop devices here: %v", err)
 	}
 	defer control.Close()
 	for {
 		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
-			t.Skipf("no loop devices here: %v", err)
+			t.Fatalf("no loop devices here: %v", err)
 		}
 		device = "/dev/loop" + strconv.Itoa(n)
 		loop, err := os.OpenFile(device, os.O_RDWR, 0)
 		if err != nil {
-			t.Skipf("no loop devices here: %v", err)
+			t.Fatalf("no loop devices here: %v", err)
 		}
 		config := unix.LoopConfig{Fd: uint32(backing.Fd())}
 		config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
