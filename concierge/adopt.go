@@ -38,7 +38,8 @@ func (s *Service) writeRecord(v *vm, state recordState) error {
 	s.mu.Lock()
 	v.mu.Lock()
 	r := record{UID: v.key.uid, Label: v.key.label, Name: v.key.name, Word: v.owner.Word, Type: int32(v.typ),
-		CID: v.cid, Net: v.net, Memory: v.memory, State: state, Disks: v.disks, Processes: v.processes}
+		CID: v.cid, Net: v.net, Memory: v.memory, CPUs: v.cpus, Since: v.since, Token: v.token,
+		Disk: v.disk, Sparse: v.sparse, State: state, Disks: v.disks, Processes: v.processes}
 	v.mu.Unlock()
 	s.mu.Unlock()
 	b, err := json.Marshal(r)
@@ -175,8 +176,9 @@ func (s *Service) takeOver(v *vm, state recordState, m *vmm.Machine) (then func(
 	}
 	v.agent.MarkReady()
 	v.mu.Lock()
-	v.status, v.startErr = pb.VmStatus_VM_STATUS_RUNNING, nil
+	v.status, v.startErr, v.suspended = pb.VmStatus_VM_STATUS_RUNNING, nil, m.FoundPaused()
 	v.mu.Unlock()
+	s.changed(v)
 	v.log.Info("found the VM running", "pid", m.PID(), "cid", v.cid)
 	return func() { s.follow(v) }, nil
 }
@@ -191,7 +193,8 @@ func (s *Service) vmOf(dir string, r record) *vm {
 		disks: r.Disks, processes: r.Processes,
 		log:      s.log.With("vm", r.Name, "owner", r.Word, "id", id),
 		starting: ctx, abort: abort,
-		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}),
+		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
+		cpus: r.CPUs, since: r.Since, token: r.Token, disk: r.Disk, sparse: r.Sparse,
 	}
 }
 

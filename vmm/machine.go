@@ -43,6 +43,7 @@ type Machine struct {
 	process *os.Process
 	// lifeline ends when the last process of the VM has gone.
 	lifeline  *os.File
+	paused    bool
 	listeners map[uint32]*vsock.Listener
 	watcher   *net.UnixConn
 	watched   chan struct{} // closed when nobody watches any more
@@ -187,7 +188,7 @@ func (m *Machine) attach(ctx context.Context) error {
 		m.awaitProcesses()
 		return fmt.Errorf("%w: the supervisor has no VM", ErrGone)
 	}
-	m.Spec, m.pid = r.Status.Spec, r.Status.PID
+	m.Spec, m.pid, m.paused = r.Status.Spec, r.Status.PID, r.Status.Paused
 	return m.follow(ctx)
 }
 

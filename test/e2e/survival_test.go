@@ -31,8 +31,8 @@ func number(t *testing.T, env string, usual int) int {
 	return n
 }
 
-// A session is a shell that stays open.
-type session struct {
+// An openShell is a shell that stays open.
+type openShell struct {
 	t     *testing.T
 	cmd   *exec.Cmd
 	in    io.WriteCloser
@@ -40,9 +40,9 @@ type session struct {
 	n     int
 }
 
-func (c *client) session(vm string) *session {
+func (c *client) openShell(vm string) *openShell {
 	c.t.Helper()
-	s := &session{t: c.t, cmd: c.bed.Command(c.user, "vsh", vm, "--", "sh"), lines: make(chan string, 64)}
+	s := &openShell{t: c.t, cmd: c.bed.Command(c.user, "vsh", vm, "--", "sh"), lines: make(chan string, 64)}
 	var err error
 	if s.in, err = s.cmd.StdinPipe(); err != nil {
 		c.t.Fatal(err)
@@ -65,7 +65,7 @@ func (c *client) session(vm string) *session {
 }
 
 // check has the shell say something, and nothing else.
-func (s *session) check() {
+func (s *openShell) check() {
 	s.t.Helper()
 	s.n++
 	want := fmt.Sprintf("here %d", s.n)
@@ -80,7 +80,7 @@ func (s *session) check() {
 	}
 }
 
-func (s *session) end() {
+func (s *openShell) end() {
 	s.t.Helper()
 	fmt.Fprintln(s.in, "exit 7")
 	if _, more := <-s.lines; more {
@@ -99,7 +99,7 @@ type survival struct {
 	ear    *ear
 	rnd    *rand.Rand
 	steady *pb.VmInfo
-	shell  *session
+	shell  *openShell
 	boot   time.Duration // what a start takes, roughly
 }
 
@@ -226,7 +226,7 @@ func TestSurvival(t *testing.T) {
 	began := time.Now()
 	s.steady = alice.start(&pb.StartVmRequest{Name: "steady"})
 	s.boot = time.Since(began)
-	s.shell = alice.session("steady")
+	s.shell = alice.openShell("steady")
 	s.shell.check()
 	kinds := []struct {
 		name string
