@@ -1,12 +1,8 @@
 package e2e
 
 import (
-	"bufio"
-	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"syscall"
@@ -31,66 +27,6 @@ func number(t *testing.T, env string, usual int) int {
 	return n
 }
 
-// An openShell is a shell that stays open.
-type openShell struct {
-	t     *testing.T
-	cmd   *exec.Cmd
-	in    io.WriteCloser
-	lines chan string
-	n     int
-}
-
-func (c *client) openShell(vm string) *openShell {
-	c.t.Helper()
-	s := &openShell{t: c.t, cmd: c.bed.Command(c.user, "vsh", vm, "--", "sh"), lines: make(chan string, 64)}
-	var err error
-	if s.in, err = s.cmd.StdinPipe(); err != nil {
-		c.t.Fatal(err)
-	}
-	out, err := s.cmd.StdoutPipe()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	if err := s.cmd.Start(); err != nil {
-		c.t.Fatal(err)
-	}
-	go func() {
-		defer close(s.lines)
-		for r := bufio.NewScanner(out); r.Scan(); {
-			s.lines <- r.Text()
-		}
-	}()
-	c.t.Cleanup(func() { s.cmd.Process.Kill() })
-	return s
-}
-
-// check has the shell say something, and nothing else.
-func (s *openShell) check() {
-	s.t.Helper()
-	s.n++
-	want := fmt.Sprintf("here %d", s.n)
-	fmt.Fprintf(s.in, "echo %s\n", want)
-	select {
-	case got, ok := <-s.lines:
-		if got != want || !ok {
-			s.t.Fatalf("the open shell says %q, want %q", got, want)
-		}
-	case <-time.After(patience):
-		s.t.Fatal("the open shell says nothing")
-	}
-}
-
-func (s *openShell) end() {
-	s.t.Helper()
-	fmt.Fprintln(s.in, "exit 7")
-	if _, more := <-s.lines; more {
-		s.t.Error("the shell says more")
-	}
-	if code := exitCode(s.cmd.Wait()); code != 7 {
-		s.t.Errorf("the shell ends with %d", code)
-	}
-}
-
 // A survival is a bed in which vm_concierge is killed again and again. One VM
 // is there all the time, with an open shell; another one comes and goes.
 type survival struct {
@@ -99,7 +35,7 @@ type survival struct {
 	ear    *ear
 	rnd    *rand.Rand
 	steady *pb.VmInfo
-	shell  *openShell
+	shell  *session
 	boot   time.Duration // what a start takes, roughly
 }
 
@@ -137,7 +73,9 @@ func (s *survival) check() {
 		i.GetStatus() != pb.VmStatus_VM_STATUS_RUNNING {
 		s.t.Fatalf("the VM was %v and is %v", s.steady, i)
 	}
-	s.shell.check()
+	if got := s.shell.say("echo here"); got != "here" {
+		s.t.Fatalf("the open shell says %q", got)
+	}
 	s.await("the service knows the VMs that run, and no others", s.settled)
 }
 
@@ -226,8 +164,7 @@ func TestSurvival(t *testing.T) {
 	began := time.Now()
 	s.steady = alice.start(&pb.StartVmRequest{Name: "steady"})
 	s.boot = time.Since(began)
-	s.shell = alice.openShell("steady")
-	s.shell.check()
+	s.shell = alice.shell("steady")
 	kinds := []struct {
 		name string
 		do   func()
