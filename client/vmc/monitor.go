@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -59,16 +60,10 @@ func (a *app) monitorCommand() *cobra.Command {
 // monitored are the signals that there are.
 func monitored() []string {
 	all := signalNames()
-	for name := range ownSignals {
-		all = append(all, name)
+	for _, s := range dbus.Concierge1Interface(nil).Signals {
+		all = append(all, s.Name)
 	}
 	return sorted(all)
-}
-
-// ownSignals are the signals of our own interface with their arguments.
-var ownSignals = map[string][]string{
-	"VmChanged":        {"instance", "sequence", "vm"},
-	"OperationChanged": {"instance", "sequence", "operation"},
 }
 
 // A monitor prints signals.
@@ -218,6 +213,8 @@ func readSignal(iface, name string, body []any) (payload json.RawMessage, vm str
 	return readPlain(name, body)
 }
 
+var errOlder = errors.New("this vmc is older than the service and does not know it")
+
 // readPayload reads a signal that carries one message.
 func readPayload(name string, body []any) (json.RawMessage, string, error) {
 	for _, s := range dbus.ConciergeService(nil).Signals {
@@ -236,30 +233,29 @@ func readPayload(name string, body []any) (json.RawMessage, string, error) {
 			return nil, "", err
 		}
 		text, err := messageJSON(msg)
-		vm := ""
-		for _, field := range []string{"name", "vm_name"} {
-			if vm == "" {
-				vm = stringField(msg, field)
-			}
-		}
-		return text, vm, err
+		return text, stringField(msg, "name"), err
 	}
-	return nil, "", fmt.Errorf("this vmc is older than the service and does not know it")
+	return nil, "", errOlder
 }
 
 // readPlain reads a signal of ours, whose arguments are plain values.
 func readPlain(name string, body []any) (json.RawMessage, string, error) {
-	args, ok := ownSignals[name]
-	if !ok {
-		return nil, "", fmt.Errorf("this vmc is older than the service and does not know it")
-	}
-	values, vm := map[string]any{}, ""
-	for i, value := range body[:min(len(body), len(args))] {
-		values[args[i]] = plainValue(value)
-		if d, ok := values[args[i]].(map[string]any); ok && vm == "" {
-			vm = vmOf(d)
+	for _, s := range dbus.Concierge1Interface(nil).Signals {
+		if s.Name != name {
+			continue
 		}
+		if len(body) != len(s.Args) {
+			return nil, "", fmt.Errorf("it has %d arguments, not %d", len(body), len(s.Args))
+		}
+		values, vm := map[string]any{}, ""
+		for i, arg := range s.Args {
+			values[arg.Name] = plainValue(body[i])
+			if d, ok := values[arg.Name].(map[string]any); ok && vm == "" {
+				vm, _ = d["name"].(string)
+			}
+		}
+		text, err := json.Marshal(values)
+		return text, vm, err
 	}
-	text, err := json.Marshal(values)
-	return text, vm, err
+	return nil, "", errOlder
 }
