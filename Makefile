@@ -37,7 +37,7 @@ image: $(GUEST)
 # man writes the manual pages of vmc, from its commands; their date is that of
 # the last commit.
 man:
-	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) $(GO) run ./packaging/man $(BIN)/man
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) $(GO) run ./client/man $(BIN)/man
 	@echo "$(BIN)/man: $$(ls $(BIN)/man | wc -l) pages"
 
 # protos generates the Go code of the wire contracts again.

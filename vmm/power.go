@@ -100,17 +100,9 @@ func inUse(name string) bool {
 	return err != unix.ECONNREFUSED && err != unix.ENOENT
 }
 
-// Paused says whether the VM's processors stand still.
-func (m *Machine) Paused(ctx context.Context) (bool, error) {
-	r, err := call(ctx, m.control(), request{Op: opStatus}, nil)
-	if err != nil {
-		return false, err
-	}
-	if r.Status == nil {
-		return false, errors.New("the VM's supervisor gave no sensible answer")
-	}
-	return r.Status.Paused, nil
-}
+// FoundPaused says whether the VM's processors stood still when it was
+// attached.
+func (m *Machine) FoundPaused() bool { return m.paused }
 
 // Pause stops the VM's processors.
 func (m *Machine) Pause(ctx context.Context) error {
