@@ -31,16 +31,9 @@ func (a *app) monitorCommand() *cobra.Command {
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if m.until != "" {
-				found := false
-				for _, name := range monitored() {
-					if name == m.until || name == m.until+"Signal" {
-						m.until, found = name, true
-					}
-				}
-				if !found {
-					return withCode(ExitUsage, fmt.Errorf("there is no signal %q%s", m.until, suggestion(m.until, monitored())))
-				}
+			var err error
+			if m.until, err = signalName(m.until); err != nil {
+				return err
 			}
 			m.app = a
 			return m.run(cmd.Context())
@@ -55,6 +48,22 @@ func (a *app) monitorCommand() *cobra.Command {
 		panic(err)
 	}
 	return cmd
+}
+
+// signalName completes the name of a signal, whose ending may be left out.
+func signalName(name string) (string, error) {
+	if name == "" {
+		return "", nil
+	}
+	var short []string
+	for _, s := range monitored() {
+		if s == name || s == name+"Signal" {
+			return s, nil
+		}
+		short = append(short, strings.TrimSuffix(s, "Signal"))
+	}
+	return "", withCode(ExitUsage, fmt.Errorf("there is no signal %q%s", name,
+		suggestion(strings.TrimSuffix(name, "Signal"), short)))
 }
 
 // monitored are the signals that there are.
@@ -191,11 +200,11 @@ func (m *monitor) moved(ctx context.Context, s *session, sig *godbus.Signal) err
 		m.say("vm_concierge has left the bus; waiting for it")
 		return nil
 	}
-	m.say("vm_concierge is on the bus")
 	if err := m.subscribe(ctx, s); err != nil {
-		// It may have left again; its return is announced.
-		m.say(err.Error())
+		m.say(err.Error()) // it may have left again; its return is announced
+		return nil
 	}
+	m.say("vm_concierge is on the bus; listening")
 	return nil
 }
 

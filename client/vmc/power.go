@@ -72,7 +72,10 @@ func (a *app) stopAll(ctx context.Context, s *session) error {
 		return err
 	}
 	if a.json {
-		return a.printJSON(&left)
+		if err := a.printJSON(&left); err != nil || len(left.Vms) == 0 {
+			return err
+		}
+		return silentExit(ExitFailed)
 	}
 	for _, v := range left.Vms {
 		fmt.Fprintf(a.err, "vmc: %s is %s\n", printable(v.Name), statusWord(v.Status))
