@@ -135,6 +135,7 @@ func (a *app) command() *cobra.Command {
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {
 			removeShell(c, "powershell")
+			c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() } // and refuse other shells
 		}
 	}
 	return root
