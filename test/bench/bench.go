@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/dbus"
@@ -135,26 +133,11 @@ func threads(pid int) int {
 	return len(e)
 }
 
-// children lists the processes whose parent is pid.
-func children(pid int) []int {
-	var pids []int
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, t := range tasks {
-		b, _ := os.ReadFile(t)
-		for f := range strings.FieldsSeq(string(b)) {
-			var n int
-			if _, err := fmt.Sscan(f, &n); err == nil {
-				pids = append(pids, n)
-			}
-		}
-	}
-	return pids
-}
-
 // options are the command line's.
 type options struct {
 	bin, image string
 	libvirt    string
+	accel      string
 	pairs, vms int
 	only       string
 	crowdDir   string
@@ -162,8 +145,12 @@ type options struct {
 }
 
 // fileLimit is how many files a process may have open.
-func fileLimit(pid int) uint64 {
-	var l unix.Rlimit
-	unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &l)
-	return l.Cur
+func fileLimit(pid int) string {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	for l := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(l, "Max open files"); ok {
+			return strings.Fields(rest)[0]
+		}
+	}
+	return "unknown"
 }

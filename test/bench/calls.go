@@ -166,8 +166,8 @@ func (b *bench) startLibvirt(root string) (state func() error, stop func(), err 
 	}
 	domain := b.conn.Object("org.libvirt", domains[0])
 	return func() error {
-		var state, reason int32
-		return domain.Call("org.libvirt.Domain.GetState", 0, uint32(0)).Store(&state, &reason)
+		var state struct{ State, Reason int32 }
+		return domain.Call("org.libvirt.Domain.GetState", 0, uint32(0)).Store(&state)
 	}, stop, nil
 }
 

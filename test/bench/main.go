@@ -35,7 +35,8 @@ func start() error {
 	flag.StringVar(&o.bin, "bin", "bin", "directory of the built programs")
 	flag.StringVar(&o.image, "image", "", "directory of the guest image")
 	flag.StringVar(&o.libvirt, "libvirt", "/", "root directory below which libvirt-dbus lies")
-	flag.IntVar(&o.pairs, "pairs", 25, "how often A and B are compared")
+	flag.StringVar(&o.accel, "accel", "tcg", "accelerator of the VMs, kvm or tcg")
+	flag.IntVar(&o.pairs, "pairs", minPairs, "how often A and B are compared")
 	flag.IntVar(&o.vms, "vms", 1000, "how many VMs are many")
 	flag.StringVar(&o.only, "only", "", "parts to measure, separated by commas: "+strings.Join(partNames(), ", "))
 	flag.Parse()
@@ -56,6 +57,8 @@ type part struct {
 var parts = []part{
 	{"calls", benchCalls},
 	{"many", benchMany},
+	{"boot", benchBoot},
+	{"streams", benchStreams},
 }
 
 func partNames() []string {
@@ -86,7 +89,7 @@ func (o *options) run(ctx context.Context) (err error) {
 		return err
 	}
 	t := &table{}
-	where := machine("tcg")
+	where := machine(o.accel)
 	var failed []error
 	for _, p := range parts {
 		if o.only != "" && !strings.Contains(","+o.only+",", ","+p.name+",") {

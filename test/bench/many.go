@@ -85,7 +85,7 @@ func benchMany(ctx context.Context, o *options, t *table) error {
 	}
 	n := float64(o.vms)
 	t.figure(fmt.Sprintf("vm_concierge, growth of PSS per VM, over %d VMs", o.vms), "KiB", (after-before)/n, atMost(64))
-	t.note("With %d VMs vm_concierge has %.1f descriptors per VM open (the limit of this machine is %d in all) and %d threads (%d before).",
+	t.note("With %d VMs vm_concierge has %.1f descriptors per VM open (the limit of this machine is %s in all) and %d threads (%d before).",
 		o.vms, float64(descriptors(pid)-files)/n, fileLimit(pid), threads(pid), tasks)
 	return crowd.err()
 }

@@ -41,7 +41,7 @@ type Bed struct {
 	service  User
 	policies []string
 	log      io.Writer
-	bus     *exec.Cmd
+	bus      *exec.Cmd
 
 	mu        sync.Mutex
 	concierge *Daemon
