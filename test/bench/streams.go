@@ -109,7 +109,9 @@ func (s *streams) prepare(bin string) (stop func(), err error) {
 	if err := put.Run(); err != nil {
 		return nil, fmt.Errorf("put a program into the guest: %w", err)
 	}
-	run := s.session(guestProgram, "serve", fmt.Sprint(plainPort))
+	// /dev/vsock is root's, which says what CID one has.
+	run := s.Command(s.user, "vsh", "--user", "root", s.vm, "--", guestProgram, "serve", fmt.Sprint(plainPort))
+	run.Stderr = os.Stderr
 	out, err := run.StdoutPipe()
 	if err != nil {
 		return nil, err
