@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 	"github.com/auberge-vm/auberge/vmm"
@@ -116,6 +117,8 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 	case errors.Is(err, vmm.ErrGone):
 		e, rerr := vmm.ReadExit(dir)
 		v.log.Info("a VM ended while the service was away", "reason", e.Reason, "message", e.Message, "err", rerr)
+		s.openLog(v)
+		v.noteEnd(e)
 		v.asked = true // nobody can have it any more
 		return s.enterAdopted(v, func() {
 			close(v.started)
@@ -130,6 +133,8 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 		v.asked = true
 		return s.enterAdopted(v, func() {
 			close(v.started)
+			s.openLog(v)
+			v.note(vmlog.Warning, "the service ended while it started the VM, which is given up")
 			s.abandon(context.Background(), v)
 			s.remove(v)
 		})

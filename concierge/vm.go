@@ -11,6 +11,7 @@ import (
 
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 
+	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/guestlink"
 	"github.com/auberge-vm/auberge/guestlink/maitred"
 	"github.com/auberge-vm/auberge/policy"
@@ -33,6 +34,10 @@ type vm struct {
 	// starting is the context of a start in progress, which abort ends.
 	starting context.Context
 	abort    context.CancelCauseFunc
+	// diary is the VM's log and collector what hears the guest's part of it;
+	// run's alone.
+	diary     *vmlog.Log
+	collector *maitred.Collector
 	// announced is set when the owner has been told of the VM; run's alone.
 	announced bool
 	// stopping is closed by the first request to stop.
@@ -123,12 +128,14 @@ func (v *vm) stopReason() pb.VmStopReason {
 func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) error) {
 	if boot == nil {
 		v.log.Info("found the VM running", "pid", v.machine.PID(), "cid", v.cid)
+		v.note(vmlog.Info, "the service is back and has found the VM running")
 		close(v.started)
 		s.follow(v)
 		return
 	}
 	if err := boot(ctx); err != nil {
 		v.log.Warn("VM did not start", "err", err)
+		v.noteFailure(err)
 		v.mu.Lock()
 		v.startErr = err
 		v.mu.Unlock()
@@ -138,6 +145,7 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 	}
 	v.setStatus(pb.VmStatus_VM_STATUS_RUNNING)
 	v.log.Info("VM started", "pid", v.machine.PID(), "cid", v.cid)
+	v.note(vmlog.Info, "the VM has started")
 	s.emit(v, "VmStartedSignal", &pb.VmStartedSignal{Name: v.key.name, OwnerId: v.owner.Word,
 		VmInfo: v.info(), Status: pb.VmStatus_VM_STATUS_RUNNING})
 	close(v.started)
@@ -156,6 +164,7 @@ func (s *Service) follow(v *vm) {
 	if v.machineEnded() {
 		e := v.machine.Exit()
 		v.log.Info("VM ended", "reason", e.Reason, "message", e.Message)
+		v.noteEnd(e)
 	} else if s.quit.Err() != nil {
 		v.letGo()
 		return
@@ -168,6 +177,7 @@ func (v *vm) letGo() {
 	if v.agent != nil {
 		v.agent.Close()
 	}
+	v.closeLog()
 	if v.machine != nil {
 		v.machine.Release()
 	}
@@ -186,6 +196,7 @@ func (v *vm) machineEnded() bool {
 // up when the service ends: the next one finds what has become of the VM.
 func (s *Service) shutdown(v *vm) {
 	v.log.Info("stopping VM", "reason", v.stopReason())
+	v.note(vmlog.Info, "stopping the VM: %v", v.stopReason())
 	s.emitStopping(v)
 	ctx, cancel := context.WithTimeout(s.quit, shutdownTimeout)
 	err := v.agent.PowerOff(ctx)
@@ -230,6 +241,7 @@ func (s *Service) remove(v *vm) {
 	if v.agent != nil {
 		v.agent.Close()
 	}
+	v.closeLog()
 	if err := os.RemoveAll(v.dir); err != nil {
 		v.log.Error("remove the VM's directory", "err", err)
 	}
