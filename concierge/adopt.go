@@ -39,7 +39,8 @@ func (s *Service) recordsDir() string { return filepath.Join(s.cfg.RuntimeDir, "
 func (s *Service) writeRecord(v *vm, state recordState) error {
 	v.mu.Lock()
 	r := record{UID: v.key.uid, Label: v.key.label, Name: v.key.name, Word: v.owner.Word, Type: int32(v.typ),
-		CID: v.cid, Net: v.net, Memory: v.memory, State: state}
+		CID: v.cid, Net: v.net, Memory: v.memory, CPUs: v.cpus, Since: v.since, Token: v.token,
+		Disk: v.disk, Sparse: v.sparse, State: state}
 	v.mu.Unlock()
 	b, err := json.Marshal(r)
 	if err == nil {
@@ -144,6 +145,10 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 		return err
 	}
 	v.agent.MarkReady()
+	if v.suspended, err = m.Paused(ctx); err != nil {
+		v.letGo()
+		return err
+	}
 	v.status = pb.VmStatus_VM_STATUS_RUNNING
 	return s.enterAdopted(v, func() { s.run(s.quit, v, nil) })
 }
@@ -157,7 +162,8 @@ func (s *Service) vmOf(dir string, r record) *vm {
 		cid: r.CID, net: r.Net, typ: pb.VmInfo_VmType(r.Type), memory: r.Memory, announced: true,
 		log:      s.log.With("vm", r.Name, "owner", r.Word, "id", id),
 		starting: ctx, abort: abort,
-		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}),
+		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
+		cpus: r.CPUs, since: r.Since, token: r.Token, disk: r.Disk, sparse: r.Sparse,
 	}
 }
 

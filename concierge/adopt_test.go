@@ -199,7 +199,9 @@ func TestAdoptOtherTransport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	without := newBed(t).serve() // what a service needs without any VM
 	before := openFiles(t)
+	without.Close()
 	s := b.serve()
 	if after := openFiles(t); after > before {
 		t.Errorf("%d descriptors before the attempt, %d after", before, after)

@@ -213,12 +213,13 @@ func (s *Service) DestroyDiskImage(ctx context.Context, sub policy.Subject, req 
 
 // ListVmDisks lists an owner's disk images. A request that uses what the seed
 // does not know is answered with HEAD's message, any other with the seed's.
-func (s *Service) ListVmDisks(_ context.Context, sub policy.Subject, req *pb.ListVmDisksRequest) (proto.Message, error) {
+func (s *Service) ListVmDisks(ctx context.Context, sub policy.Subject, req *pb.ListVmDisksRequest) (proto.Message, error) {
 	disks, total, err := s.listDisks(sub.Owner, req)
 	if req.AllLocations || req.VmName != "" {
 		if err != nil {
 			return &pb.ListVmDisksResponse{FailureReason: err.Error()}, nil
 		}
+		s.allGuestSizes(ctx, sub, disks)
 		return &pb.ListVmDisksResponse{Success: true, Images: disks, TotalSize: total}, nil
 	}
 	if err != nil {
@@ -283,3 +284,6 @@ func (s *Service) diskInfo(o policy.Owner, file string) (d *pb.VmDiskInfo, used 
 		ImageType: typ, Path: path, UserChosenSize: err == nil && n == 1 && chosen[0] == '1',
 	}, uint64(st.Blocks) * 512
 }
+
+// isQcow2Name says whether a path names a qcow2 image of a store.
+func isQcow2Name(path string) bool { return strings.HasSuffix(path, qcow2Suffix) }

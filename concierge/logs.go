@@ -1,6 +1,7 @@
 package concierge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -115,7 +116,8 @@ func (v *vm) noteEnd(e vmm.Exit) {
 		defer cancel()
 		v.diary.Append(ctx, records...)
 	}
-	v.note(severity, "the VM has ended: %s", e.Message)
+	message := cmp.Or(e.Message, "nothing was left that tells why")
+	v.note(severity, "the VM has ended: %s", message)
 }
 
 // noteFailure writes why a VM did not start, when it got as far as to run.

@@ -74,6 +74,14 @@ func (s *Service) ConfigureVm(ctx context.Context, sub policy.Subject, name stri
 	return nil
 }
 
+// GetVmSettings returns what ConfigureVm has stored.
+func (s *Service) GetVmSettings(sub policy.Subject, name string) (Settings, error) {
+	if err := policy.CheckName(name); err != nil {
+		return Settings{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return s.settings(keyOf(sub.Owner, name))
+}
+
 func (c Settings) check() error {
 	if c.MemoryMiB != nil {
 		total, _ := hostMemory()

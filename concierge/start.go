@@ -96,7 +96,7 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine
 		cid: s.nextCID, net: net, typ: vmType(req), status: pb.VmStatus_VM_STATUS_STARTING,
 		log:   s.log.With("vm", req.Name, "owner", sub.Owner.Word, "id", id),
 		abort: abort, starting: ctx,
-		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}),
+		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
 	}
 	// CIDs are not used again while the service runs.
 	s.nextCID++
@@ -124,20 +124,24 @@ func vmType(req *pb.StartVmRequest) pb.VmInfo_VmType {
 // with its own descriptors.
 func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files []*os.File) {
 	own, err := dupAll(files)
+	op := s.beginOperation(opStart, v.owner, v.key.name, func() { v.requestStop(pb.VmStopReason_STOP_VM_REQUESTED) })
 	start := func(ctx context.Context) error {
 		defer v.abort(nil)
 		defer closeFiles(own)
 		if err != nil {
+			s.finish(op, err)
 			return err
 		}
 		p, err := s.prepare(ctx, v, sub, req, own)
 		if err == nil {
-			err = s.boot(ctx, v, p)
+			err = s.boot(ctx, v, p, op)
 			p.close()
 		}
 		if err != nil && errors.Is(context.Cause(ctx), errStopped) {
+			s.endOperation(op, opCancelled, errStopped.Error())
 			return errStopped
 		}
+		s.finish(op, err)
 		return err
 	}
 	go func() {
@@ -147,7 +151,11 @@ func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files
 }
 
 // boot makes a VM of a plan. On failure nothing of it runs any more.
-func (s *Service) boot(ctx context.Context, v *vm, p *plan) (err error) {
+func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err error) {
+	v.mu.Lock()
+	v.memory, v.cpus, v.disk, v.sparse, v.token = p.spec.MemoryMiB<<20, p.spec.CPUs, p.disk, p.sparse, p.token
+	v.mu.Unlock()
+	s.changed(v)
 	s.emit(v, "VmStartingUpSignal", &pb.VmStartingUpSignal{Name: v.key.name, OwnerId: v.owner.Word,
 		VmType: v.typ, Cid: int64(v.cid)})
 	v.announced = true
@@ -163,8 +171,9 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan) (err error) {
 	}
 	p.close()
 	v.mu.Lock()
-	v.machine, v.memory = m, p.spec.MemoryMiB<<20
+	v.machine = m
 	v.mu.Unlock()
+	s.progress(op, "booting", 10)
 	defer func() {
 		if err != nil {
 			s.abandon(ctx, v)
@@ -176,6 +185,7 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan) (err error) {
 	if err := s.waitReady(ctx, v, p.timeout); err != nil {
 		return s.withConsole(v, err)
 	}
+	s.progress(op, "configuring", 60)
 	if err := s.configure(ctx, v, p); err != nil {
 		// A guest that ended under our calls says more than the calls do.
 		if v.machineEnded() {
@@ -221,7 +231,10 @@ func (s *Service) connect(v *vm) error {
 	if err != nil {
 		return err
 	}
-	link, err := maitred.New(l, dialer(v.machine, vsock.PortMaitred), v.log)
+	link, err := maitred.New(l, dialer(v.machine, vsock.PortMaitred), v.log, maitred.WithInstallListener(func(st guestlink.InstallState) {
+		s.emit(v, "VmInstallStateSignal", &pb.VmInstallStateSignal{State: pb.VmInstallStateSignal_State(st.State),
+			InProgressStep: pb.VmInstallStateSignal_Step(st.Step), InProgressPercent: st.Percent, FailedReason: st.Reason})
+	}))
 	if err != nil {
 		l.Close()
 		return err
@@ -271,38 +284,47 @@ const consoleLines = 15
 
 // configure brings a guest that is up into the state that was asked for.
 func (s *Service) configure(ctx context.Context, v *vm, p *plan) error {
-	each := func(timeout time.Duration, f func(context.Context) error) error {
-		ctx, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		return f(ctx)
-	}
 	if n := p.spec.Network; n != nil {
-		err := each(agentTimeout, func(ctx context.Context) error {
+		err := within(ctx, agentTimeout, func(ctx context.Context) error {
 			return v.agent.ConfigureNetwork(ctx, networkOf(*n))
 		})
-		if err != nil {
-			return err
+		if err == nil {
+			err = s.setResolver(ctx, v, n)
 		}
-		err = each(agentTimeout, func(ctx context.Context) error {
-			return v.agent.SetResolver(ctx, guestlink.Resolver{NameServers: []string{n.NameServer.String()}})
-		})
 		if err != nil {
 			return err
 		}
 	}
-	err := each(agentTimeout, func(ctx context.Context) error { return v.agent.SetTime(ctx, time.Now()) })
+	err := within(ctx, agentTimeout, func(ctx context.Context) error { return v.agent.SetTime(ctx, time.Now()) })
 	if err != nil {
 		return err
 	}
+	s.refreshTimezone(ctx, v)
 	for _, m := range p.mounts {
-		if err := each(agentTimeout, func(ctx context.Context) error { return v.agent.Mount(ctx, m) }); err != nil {
+		if err := within(ctx, agentTimeout, func(ctx context.Context) error { return v.agent.Mount(ctx, m) }); err != nil {
 			return err
 		}
 	}
+	if err := s.startTermina(ctx, v, p); err != nil {
+		return err
+	}
+	if p.token != "" {
+		// Without it only the agents that come with containers are missing.
+		err := within(ctx, agentTimeout, func(ctx context.Context) error {
+			return v.agent.ConfigureContainerGuest(ctx, p.token, p.user)
+		})
+		if err != nil {
+			v.log.Warn("the guest has no token", "err", err)
+		}
+	}
+	return nil
+}
+
+func (s *Service) startTermina(ctx context.Context, v *vm, p *plan) error {
 	if p.termina == nil {
 		return nil
 	}
-	return each(terminaTimeout, func(ctx context.Context) error {
+	return within(ctx, terminaTimeout, func(ctx context.Context) error {
 		r, err := v.agent.StartTermina(ctx, *p.termina)
 		if err != nil {
 			return err
@@ -312,6 +334,9 @@ func (s *Service) configure(ctx context.Context, v *vm, p *plan) error {
 		v.mu.Unlock()
 		if r.Mount == guestlink.MountFailure {
 			return errors.New("the VM's stateful disk cannot be mounted")
+		}
+		if free, err := freeSpace(s.disksDir()); err == nil {
+			s.tellSpace(ctx, v, free)
 		}
 		return nil
 	})

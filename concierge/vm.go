@@ -46,6 +46,8 @@ type vm struct {
 	started chan struct{}
 	// gone is closed last, when the entry has left the table.
 	gone chan struct{}
+	// turn is held by whoever suspends, resumes or stops the VM.
+	turn chan struct{}
 
 	mu       sync.Mutex
 	machine  *vmm.Machine
@@ -56,12 +58,38 @@ type vm struct {
 	termina  guestlink.TerminaResult
 	asked    bool // a stop was asked, or is due without
 	reason   pb.VmStopReason
+
+	cpus      int
+	since     time.Time // it runs
+	why       string    // it is not as it should be
+	suspended bool
+	kernel    string // what the guest said of its kernel
+	// token is what the agents of a guest without containers are known by.
+	token string
+	disk  ownDisk
+	// sparse says that the guest should know how much space the host has;
+	// space is what it was told last.
+	sparse, spaceTold bool
+	space             int64
+
+	resizing bool // guarded by the service's lock
+}
+
+// ownDisk is the disk of a VM that is in its owner's store under the VM's name.
+type ownDisk struct {
+	Has bool `json:"has,omitempty"`
+	// Index is its place in the Spec.
+	Index int `json:"index,omitempty"`
+	// Stateful: the guest has its stateful file system on it.
+	Stateful bool `json:"stateful,omitempty"`
 }
 
 // agent is what this package uses of a guest's agent.
 type agent interface {
 	guestlink.Agent
 	guestlink.ContainerHost
+	guestlink.UserManager
+	guestlink.StorageManager
 	// MarkReady spares a VM found running its word that it is up.
 	MarkReady()
 }
@@ -143,7 +171,10 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 		close(v.started)
 		return
 	}
-	v.setStatus(pb.VmStatus_VM_STATUS_RUNNING)
+	v.mu.Lock()
+	v.status, v.since = pb.VmStatus_VM_STATUS_RUNNING, time.Now()
+	v.mu.Unlock()
+	s.changed(v)
 	v.log.Info("VM started", "pid", v.machine.PID(), "cid", v.cid)
 	v.note(vmlog.Info, "the VM has started")
 	s.emit(v, "VmStartedSignal", &pb.VmStartedSignal{Name: v.key.name, OwnerId: v.owner.Word,
@@ -197,16 +228,17 @@ func (v *vm) machineEnded() bool {
 func (s *Service) shutdown(v *vm) {
 	v.log.Info("stopping VM", "reason", v.stopReason())
 	v.note(vmlog.Info, "stopping the VM: %v", v.stopReason())
+	s.changed(v)
 	s.emitStopping(v)
-	ctx, cancel := context.WithTimeout(s.quit, shutdownTimeout)
-	err := v.agent.PowerOff(ctx)
-	cancel()
+	op := s.beginOperation(opStop, v.owner, v.key.name, nil)
+	defer s.finish(op, nil)
+	err := s.powerOff(v)
 	if err == nil && endsWithin(s.quit, v.machine, exitGrace+shutdownGrace) || s.quit.Err() != nil {
 		return
 	}
 	v.log.Warn("the guest did not shut down", "err", err)
 	// The supervisor's own ladder has three steps.
-	ctx, cancel = context.WithTimeout(s.quit, 4*exitGrace)
+	ctx, cancel := context.WithTimeout(s.quit, 4*exitGrace)
 	err = v.machine.Stop(ctx, "the guest did not shut down in order")
 	cancel()
 	if err == nil || s.quit.Err() != nil {
@@ -217,6 +249,25 @@ func (s *Service) shutdown(v *vm) {
 		v.log.Error("kill the VM's supervisor", "err", err)
 	}
 	endsWithin(s.quit, v.machine, exitGrace)
+}
+
+// powerOff asks the guest to power off; one that is suspended goes on for that.
+func (s *Service) powerOff(v *vm) error {
+	ctx, cancel := context.WithTimeout(s.quit, shutdownTimeout)
+	defer cancel()
+	if err := v.takeTurn(ctx); err != nil {
+		return err
+	}
+	defer v.endTurn()
+	if v.isSuspended() {
+		if err := v.machine.Resume(ctx); err != nil {
+			return err
+		}
+		v.mu.Lock()
+		v.suspended = false
+		v.mu.Unlock()
+	}
+	return v.agent.PowerOff(ctx)
 }
 
 // shutdownGrace is what the guest itself gives its processes to end.
@@ -258,6 +309,7 @@ func (s *Service) remove(v *vm) {
 	s.mu.Lock()
 	delete(s.vms, v.key)
 	s.nets.release(v.net)
+	s.journal.note(v.key.uid, vmChanged, v.describe())
 	s.mu.Unlock()
 	close(v.gone)
 }
@@ -277,6 +329,11 @@ type record struct {
 	CID    uint32      `json:"cid"`
 	Net    vmm.Network `json:"network"`
 	Memory int64       `json:"memory"`
+	CPUs   int         `json:"cpus,omitempty"`
+	Since  time.Time   `json:"since,omitzero"`
+	Token  string      `json:"token,omitempty"`
+	Disk   ownDisk     `json:"disk,omitzero"`
+	Sparse bool        `json:"sparse,omitempty"`
 	State  recordState `json:"state"`
 }
 

@@ -37,6 +37,10 @@ const (
 	opConsole   operation = "console"   // the console's tail
 	opStop      operation = "stop"      // end the VM at once
 	opWatch     operation = "watch"     // tell when it has ended
+	opPause     operation = "pause"     // stop the processors
+	opResume    operation = "resume"    // let them go on
+	opListen    operation = "listen"    // a listening socket for one more port
+	opResize    operation = "resize"    // change a disk's size
 )
 
 type request struct {
@@ -44,6 +48,11 @@ type request struct {
 	Spec *Spec     `json:"spec,omitempty"`
 	// Reason is why a stop was asked, for the exit record.
 	Reason string `json:"reason,omitempty"`
+	// Port is the port to listen on.
+	Port uint32 `json:"port,omitempty"`
+	// Disk and Size, in bytes, are for a resize.
+	Disk int   `json:"disk,omitempty"`
+	Size int64 `json:"size,omitempty"`
 }
 
 type reply struct {
@@ -62,6 +71,8 @@ type Status struct {
 	// PID is the hypervisor's; zero while nothing runs.
 	PID  int   `json:"pid"`
 	Spec *Spec `json:"spec,omitempty"`
+	// Paused says that the processors stand still because somebody asked.
+	Paused bool `json:"paused,omitempty"`
 }
 
 // sendPacket writes one JSON packet with descriptors.

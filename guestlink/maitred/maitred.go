@@ -49,6 +49,9 @@ type Link struct {
 
 	once  sync.Once
 	ready chan struct{}
+
+	install     func(guestlink.InstallState)
+	installTurn chan struct{}
 }
 
 var (
@@ -58,7 +61,7 @@ var (
 
 // New serves the guest's startup calls on l, which is closed with the link,
 // and calls the guest by dial. Nothing is dialled before the first call.
-func New(l net.Listener, dial func(context.Context) (net.Conn, error), log *slog.Logger) (*Link, error) {
+func New(l net.Listener, dial func(context.Context) (net.Conn, error), log *slog.Logger, opts ...Option) (*Link, error) {
 	conn, err := grpc.NewClient("passthrough:///maitred",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
@@ -70,9 +73,12 @@ func New(l net.Listener, dial func(context.Context) (net.Conn, error), log *slog
 	}
 	k := &Link{
 		log: log, conn: conn, client: pb.NewMaitredClient(conn),
-		served: make(chan struct{}), ready: make(chan struct{}),
+		served: make(chan struct{}), ready: make(chan struct{}), installTurn: make(chan struct{}, 1),
 		server: grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams),
 			grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(setupTimeout)),
+	}
+	for _, o := range opts {
+		o(k)
 	}
 	pb.RegisterStartupListenerServer(k.server, startupListener{link: k})
 	go func() {
