@@ -54,19 +54,24 @@ func (s *Service) collect(v *vm) {
 		v.log.Error("the guest's logs are not heard", "err", err)
 		return
 	}
-	v.collector = maitred.Collect(l, sinkOf(v.diary), v.log)
+	v.collector = maitred.Collect(l, s.sinkOf(v.diary), v.log)
 }
 
 // sinkOf turns what guests send into records of a log.
-func sinkOf(l *vmlog.Log) guestlink.LogSink {
+func (s *Service) sinkOf(l *vmlog.Log) guestlink.LogSink {
 	return func(ctx context.Context, kernel bool, said []guestlink.LogRecord) error {
+		// A service that ends makes nobody wait: what is written must be
+		// answered, or the guest sends it to the next service again.
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(s.quit, cancel)()
 		source := vmlog.User
 		if kernel {
 			source = vmlog.Kernel
 		}
 		records := make([]vmlog.Record, 0, len(said))
 		for _, r := range said {
-			records = append(records, vmlog.Record{Source: source, Severity: vmlog.Severity(r.Severity - 1), Time: r.Time, Content: r.Content})
+			records = append(records, vmlog.Record{Source: source, Severity: vmlog.Severity(r.Severity), Time: r.Time, Content: r.Content})
 		}
 		return l.Collect(ctx, records)
 	}

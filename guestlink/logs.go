@@ -15,5 +15,6 @@ type LogRecord struct {
 }
 
 // A LogSink takes records of one guest, of its kernel or of its programs, and
-// returns when the guest may send more. An error refuses them.
+// returns when the guest may send more or the context is done. An error refuses
+// them.
 type LogSink func(ctx context.Context, kernel bool, records []LogRecord) error

@@ -20,6 +20,9 @@ const (
 	maxFile = 4 << 20
 	// files is how many there are of a log: the current one and five old ones.
 	files = 6
+	// turnTimeout bounds waiting for others who work on the files, all of whom
+	// are quick unless the disk hangs.
+	turnTimeout = 5 * time.Second
 )
 
 // ErrFlood says that a guest logs more than it may, even slowed down.
@@ -62,6 +65,11 @@ func (l *Log) enter(ctx context.Context) error {
 	select {
 	case l.turn <- struct{}{}:
 		return nil
+	default:
+	}
+	select {
+	case l.turn <- struct{}{}:
+		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("wait for the log %s: %w", l.path, context.Cause(ctx))
 	}
@@ -83,17 +91,20 @@ func (l *Log) Append(ctx context.Context, records ...Record) {
 }
 
 // Collect writes records of a guest, and returns when the guest may send the
-// next ones, which takes a few seconds at most. The error is ErrFlood when
-// they were refused, and the context's when that ended first.
+// next ones, which takes a few seconds at most, or when the context is done.
+// The error is ErrFlood when they were refused.
 func (l *Log) Collect(ctx context.Context, records []Record) error {
 	b := lines(records)
 	l.mu.Lock()
 	delay, ok := l.bucket.take(time.Now(), len(b))
 	l.mu.Unlock()
+	// What has arrived is written though its sender may have gone.
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), turnTimeout)
+	defer cancel()
 	if ok {
-		l.write(ctx, b, len(records))
+		l.write(wctx, b, len(records))
 	} else {
-		l.refuse(ctx, len(records))
+		l.refuse(wctx, len(records))
 	}
 	if delay > 0 {
 		t := time.NewTimer(delay)
@@ -101,7 +112,6 @@ func (l *Log) Collect(ctx context.Context, records []Record) error {
 		select {
 		case <-t.C:
 		case <-ctx.Done():
-			return context.Cause(ctx)
 		}
 	}
 	if !ok {

@@ -351,11 +351,14 @@ func TestFloodAtOnce(t *testing.T) {
 		// A caller that goes away waits no longer.
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
+		began = time.Now()
 		for range 10 {
-			err := b.Collect(ctx, batch)
-			if err != nil && !errors.Is(err, context.Canceled) {
+			if err := b.Collect(ctx, batch); err != nil && !errors.Is(err, vmlog.ErrFlood) {
 				t.Errorf("given up: %v", err)
 			}
+		}
+		if waited := time.Since(began); waited != 0 {
+			t.Errorf("who has gone was waited for: %v", waited)
 		}
 	})
 }

@@ -17,7 +17,7 @@ const (
 	Host    Source = "host"    // this service
 )
 
-// A Severity is one of syslog(3), zero when none is known.
+// A Severity is one of syslog(3) and one higher, since zero stands for none.
 type Severity int
 
 const (

@@ -28,7 +28,8 @@ const (
 	maxLogStreams     = 2
 	maxLogMessage     = 256 << 10 // bytes
 	maxLogRecords     = 4096      // of a message: empty ones take many times their size in memory
-	logBuffer         = 4 << 10   // bytes; the connection stays as long as the VM
+	closeTimeout      = time.Second
+	logBuffer         = 4 << 10 // bytes; the connection stays as long as the VM
 )
 
 // A Collector hears what one guest logs.
@@ -55,9 +56,12 @@ func Collect(l net.Listener, sink guestlink.LogSink, log *slog.Logger) *Collecto
 	return c
 }
 
-// Close ends calls in progress and waits for the server.
+// Close waits a moment for the answers to calls in progress and ends what is
+// left then.
 func (c *Collector) Close() {
-	c.server.Stop()
+	t := time.AfterFunc(closeTimeout, c.server.Stop)
+	c.server.GracefulStop()
+	t.Stop()
 	<-c.served
 }
 
@@ -84,9 +88,6 @@ func (c logCollector) collect(ctx context.Context, kernel bool, req *pb.LogReque
 		records = append(records, rec)
 	}
 	if err := c.sink(ctx, kernel, records); err != nil {
-		if ctx.Err() != nil {
-			return nil, status.FromContextError(ctx.Err()).Err()
-		}
 		return nil, status.Error(codes.ResourceExhausted, err.Error())
 	}
 	return &pb.EmptyMessage{}, nil

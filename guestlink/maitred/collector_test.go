@@ -164,29 +164,52 @@ func TestCollectorRefuses(t *testing.T) {
 	}
 }
 
-// Close ends the calls that wait, and its listener.
+// Close lets calls that end be answered, ends those that do not, and its
+// listener.
 func TestCollectorClose(t *testing.T) {
-	entered := make(chan struct{})
-	collector, path, log := collect(t, func(ctx context.Context, _ bool, _ []guestlink.LogRecord) error {
-		close(entered)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	collector, path, log := collect(t, func(ctx context.Context, kernel bool, _ []guestlink.LogRecord) error {
+		entered <- struct{}{}
+		if kernel {
+			<-leave
+			return nil
+		}
 		<-ctx.Done()
 		return context.Cause(ctx)
 	})
-	c, _ := shipper(t, path)
-	done := make(chan error, 1)
+	one, _ := shipper(t, path)
+	two, _ := shipper(t, path)
+	answered, ended := make(chan error, 1), make(chan error, 1)
 	go func() {
-		_, err := c.CollectKernelLogs(t.Context(), &pb.LogRequest{})
-		done <- err
+		_, err := one.CollectKernelLogs(t.Context(), &pb.LogRequest{})
+		answered <- err
+	}()
+	go func() {
+		_, err := two.CollectUserLogs(t.Context(), &pb.LogRequest{})
+		ended <- err
 	}()
 	<-entered
-	collector.Close()
-	if err := <-done; err == nil {
+	<-entered
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		collector.Close()
+	}()
+	for { // until the listener is closed, which nothing else shows
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			break
+		}
+		conn.Close()
+	}
+	close(leave)
+	if err := <-answered; err != nil {
+		t.Errorf("a call that was about to end: %v", err)
+	}
+	if err := <-ended; err == nil {
 		t.Error("a call survived Close")
 	}
-	if conn, err := net.Dial("unix", path); err == nil {
-		conn.Close()
-		t.Error("the endpoint still listens")
-	}
+	<-closed
 	collector.Close()
 	if log.String() != "" {
 		t.Errorf("an orderly end was logged: %s", log)
