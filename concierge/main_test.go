@@ -49,6 +49,11 @@ func TestMain(m *testing.M) {
 		switch os.Args[1] {
 		case "run":
 			os.Exit(supervise())
+		case vmm.CleanCommand:
+			if err := vmm.CleanDir("."); err != nil {
+				os.Exit(fatal(err))
+			}
+			os.Exit(0)
 		case "hypervisor":
 			os.Exit(hypervise(os.Getenv(hypervisorEnv)))
 		case "--guest-cid":
@@ -244,15 +249,33 @@ func (o *fakeOpener) Open(_ context.Context, c policy.Caller, path string, mode 
 
 // recorder remembers the signals, as "name of the signal, name of the VM".
 type recorder struct {
-	mu   sync.Mutex
-	said []string
+	mu      sync.Mutex
+	said    []string
+	changes []change
 }
 
 func (r *recorder) Emit(_ uint32, signal string, msg proto.Message) {
-	name := msg.ProtoReflect().Get(msg.ProtoReflect().Descriptor().Fields().ByName("name")).String()
+	name := "" // some are about no VM
+	if fd := msg.ProtoReflect().Descriptor().Fields().ByName("name"); fd != nil {
+		name = msg.ProtoReflect().Get(fd).String()
+	}
 	r.mu.Lock()
 	r.said = append(r.said, strings.TrimSuffix(signal, "Signal")+" "+name)
 	r.mu.Unlock()
+}
+
+// EmitChange remembers what became of VMs and operations.
+func (r *recorder) EmitChange(_ uint32, signal, _ string, sequence uint64, what map[string]any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.changes = append(r.changes, change{signal, sequence, what})
+}
+
+// A change is one signal of our own interface.
+type change struct {
+	signal   string
+	sequence uint64
+	what     map[string]any
 }
 
 func (r *recorder) take() []string {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/auberge-vm/auberge/vmm/crash"
 )
 
 // The control socket carries one JSON object per packet (SOCK_SEQPACKET), with
@@ -37,6 +39,10 @@ const (
 	opConsole   operation = "console"   // the console's tail
 	opStop      operation = "stop"      // end the VM at once
 	opWatch     operation = "watch"     // tell when it has ended
+	opPause     operation = "pause"     // stop the processors
+	opResume    operation = "resume"    // let them go on
+	opListen    operation = "listen"    // a listening socket for one more port
+	opResize    operation = "resize"    // change a disk's size
 )
 
 type request struct {
@@ -44,6 +50,11 @@ type request struct {
 	Spec *Spec     `json:"spec,omitempty"`
 	// Reason is why a stop was asked, for the exit record.
 	Reason string `json:"reason,omitempty"`
+	// Port is the port to listen on.
+	Port uint32 `json:"port,omitempty"`
+	// Disk and Size, in bytes, are for a resize.
+	Disk int   `json:"disk,omitempty"`
+	Size int64 `json:"size,omitempty"`
 }
 
 type reply struct {
@@ -62,6 +73,8 @@ type Status struct {
 	// PID is the hypervisor's; zero while nothing runs.
 	PID  int   `json:"pid"`
 	Spec *Spec `json:"spec,omitempty"`
+	// Paused says that the processors stand still because somebody asked.
+	Paused bool `json:"paused,omitempty"`
 }
 
 // sendPacket writes one JSON packet with descriptors.
@@ -113,7 +126,11 @@ func receivePacket(c *net.UnixConn, v any) ([]*os.File, error) {
 // receiveFrom tells the sender's process ID too, zero where the socket does
 // not ask for it.
 func receiveFrom(c *net.UnixConn, v any) (files []*os.File, pid int, err error) {
-	b := make([]byte, maxPacket+1)
+	size, err := nextPacket(c)
+	if err != nil {
+		return nil, 0, err
+	}
+	b := make([]byte, min(size, maxPacket)+1)
 	oob := make([]byte, unix.CmsgSpace(maxFiles*4)+unix.CmsgSpace(unix.SizeofUcred))
 	n, oobn, flags, _, err := c.ReadMsgUnix(b, oob)
 	// Descriptors can come with an empty packet too, which looks like the end.
@@ -134,6 +151,27 @@ func receiveFrom(c *net.UnixConn, v any) (files []*os.File, pid int, err error) 
 		return nil, 0, err
 	}
 	return files, pid, nil
+}
+
+// nextPacket waits for a packet and returns its size. Whoever watches a VM
+// waits for days, and should not hold a buffer for the longest packet.
+func nextPacket(c *net.UnixConn) (size int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	rerr := raw.Read(func(fd uintptr) bool {
+		for {
+			size, _, err = unix.Recvfrom(int(fd), nil, unix.MSG_PEEK|unix.MSG_TRUNC)
+			if err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
+	})
+	if err = cmp.Or(rerr, err); err != nil {
+		return 0, fmt.Errorf("wait for a control packet: %w", err)
+	}
+	return size, nil
 }
 
 func parseControl(oob []byte) (files []*os.File, pid int, err error) {
@@ -193,6 +231,9 @@ func callForFiles(ctx context.Context, path string, req request, files []*os.Fil
 	sendErr := sendPacket(c, req, files)
 	if sendErr != nil && !errors.Is(sendErr, syscall.EPIPE) {
 		return nil, nil, controlError(ctx, req.Op, sendErr)
+	}
+	if req.Op == opLaunch {
+		crash.At(crash.LaunchSent)
 	}
 	// One that refuses us may have said why before it hung up.
 	var r reply

@@ -23,6 +23,8 @@ import (
 type Options struct {
 	// Bin is the directory of the built programs, Image the guest image.
 	Bin, Image string
+	// Policies are further policy files for the bus.
+	Policies []string
 	// Log gets what the daemons print.
 	Log io.Writer
 }
@@ -35,10 +37,15 @@ type Bed struct {
 	Dir, RuntimeDir, StateDir string
 	// Bin and Image are readable to every user of the bed.
 	Bin, Image string
+	// Concierge is another vm_concierge than Bin's, Env what the daemons have
+	// in their environment besides PATH.
+	Concierge string
+	Env       []string
 
-	service User
-	log     io.Writer
-	bus     *exec.Cmd
+	service  User
+	policies []string
+	log      io.Writer
+	bus      *exec.Cmd
 
 	mu        sync.Mutex
 	concierge *Daemon
@@ -46,7 +53,7 @@ type Bed struct {
 
 // New starts the bus. Close ends it and every daemon.
 func New(ctx context.Context, o Options) (*Bed, error) {
-	b := &Bed{log: o.Log, Bin: o.Bin, Image: o.Image, service: Service}
+	b := &Bed{log: o.Log, Bin: o.Bin, Image: o.Image, policies: o.Policies, service: Service}
 	if b.log == nil {
 		b.log = io.Discard
 	}
@@ -154,7 +161,7 @@ func (b *Bed) busConfig() (string, error) {
 	if err != nil || len(files) == 0 {
 		return "", fmt.Errorf("no bus policy in %s: %v", src, err)
 	}
-	for _, f := range files {
+	for _, f := range append(files, b.policies...) {
 		if err := rewrite(f, filepath.Join(policies, filepath.Base(f)), `user="auberge"`, `user="`+b.service.Name+`"`); err != nil {
 			return "", err
 		}
@@ -214,9 +221,14 @@ func (d *Daemon) Stop(sig syscall.Signal) error {
 func (b *Bed) StartConcierge(ctx context.Context, args ...string) (*Daemon, error) {
 	args = append([]string{"--bus", b.Address, "--state-dir", b.StateDir, "--runtime-dir", b.RuntimeDir,
 		"--image-dir", b.Image, "--network", "restricted"}, args...)
-	cmd := exec.Command(filepath.Join(b.Bin, "vm_concierge"), args...)
+	program := filepath.Join(b.Bin, "vm_concierge")
+	if b.Concierge != "" {
+		program = b.Concierge
+		args = append(args, "--supervisor", filepath.Join(b.Bin, "auberge-vm"))
+	}
+	cmd := exec.Command(program, args...)
 	cmd.Dir = b.Dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, b.Env...)
 	if os.Geteuid() == 0 {
 		// Exactly what the packaged service would have without its helper.
 		cmd.SysProcAttr = &syscall.SysProcAttr{

@@ -104,7 +104,7 @@ func openReadOnly(f *os.File) (bool, error) {
 
 func addDisk(add func(...string), i int, disk vmm.Disk, fd int, readOnly bool) {
 	set := i + 1
-	node := fmt.Sprintf("disk%d", i)
+	node := diskNode(i)
 	add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set),
 		"-blockdev", object{"driver": "file", "node-name": node + "-file",
 			"filename":  fmt.Sprintf("/dev/fdset/%d", set),
