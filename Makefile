@@ -11,7 +11,7 @@ BIN       := bin
 HOST      := daemon/vm_concierge daemon/auberge-vm client/cmd/vmc client/cmd/vsh
 GUEST     := guest/cmd/maitred guest/cmd/vshd
 
-.PHONY: all build deps image man protos run test clean $(HOST) $(GUEST)
+.PHONY: all build deps image man protos run test soak clean $(HOST) $(GUEST)
 
 all: build
 
@@ -53,6 +53,11 @@ run: deps build
 # test runs every suite; nothing is skipped.
 test: deps
 	@test/run.sh
+
+# soak takes hours: random kills by the hundred, long streams, fuzzing. What it
+# does how often can be set in the environment; see test/soak.sh.
+soak: deps
+	@test/soak.sh
 
 clean:
 	rm -rf $(BIN)

@@ -174,7 +174,9 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 		VmInfo: v.info(), Status: pb.VmStatus_VM_STATUS_RUNNING})
 	crash.At(crash.Started)
 	close(v.started)
-	s.follow(v)
+	// A goroutine of its own, because the stack of this one has grown with all
+	// that a start takes.
+	s.running.Go(func() { s.follow(v) })
 }
 
 // follow waits for the end of a running VM, or for the reason to bring it
