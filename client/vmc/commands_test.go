@@ -40,7 +40,7 @@ func TestSuggestion(t *testing.T) {
 	names := []string{"list", "start", "stop", "termina", "GetVmInfo"}
 	for word, want := range map[string]string{
 		"lits": "list", "termnia": "termina", "term": "termina", "getvminfo": "GetVmInfo", "GetVmInf": "GetVmInfo", "strat": "start",
-		"": "", "x": "", "zzzzzz": "", "li": "",
+		"": "", "x": "", "zzzzzz": "", "li": "", "list": "",
 	} {
 		got := suggestion(word, names)
 		if want == "" && got != "" || want != "" && got != "; did you mean "+want+"?" {

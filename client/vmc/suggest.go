@@ -9,8 +9,12 @@ import (
 // the end of an error's text; nothing when none is near.
 func suggestion(word string, candidates []string) string {
 	best, distance := "", 3
+	meant := word
 	word = strings.ToLower(word)
 	for _, c := range candidates {
+		if c == meant {
+			return "" // it is no mistake, whatever is wrong
+		}
 		low := strings.ToLower(c)
 		d := edits(word, low)
 		if len(word) >= 3 && strings.HasPrefix(low, word) {
