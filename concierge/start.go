@@ -260,6 +260,7 @@ func (s *Service) connect(v *vm) error {
 	v.mu.Lock()
 	v.agent = link
 	v.mu.Unlock()
+	s.collect(v)
 	return nil
 }
 
