@@ -215,3 +215,24 @@ func TestTrouble(t *testing.T) {
 		}
 	}
 }
+
+// Resizing is over when the operation is, and well only when it says so.
+func TestResizeWaits(t *testing.T) {
+	bus := dbustest.Lax(t)
+	f := &fake{progress: make(chan *pb.DiskImageStatusResponse, 4)}
+	f.serve(t, bus, dbus.Options{})
+	answer := func(status pb.DiskImageStatus, reason string) {
+		f.progress <- &pb.DiskImageStatusResponse{Status: status, FailureReason: reason}
+	}
+	answer(pb.DiskImageStatus_DISK_STATUS_IN_PROGRESS, "")
+	answer(pb.DiskImageStatus_DISK_STATUS_RESIZED, "")
+	out, errs, code := vmc(t, "", "resize", "x", "1G", "--json", "--bus", bus.Address)
+	if code != 0 || !strings.Contains(out, `"command_uuid": "x"`) || len(f.progress) > 0 {
+		t.Errorf("%d, %s%s; %d answers left", code, out, errs, len(f.progress))
+	}
+	answer(pb.DiskImageStatus_DISK_STATUS_IN_PROGRESS, "")
+	answer(pb.DiskImageStatus_DISK_STATUS_FAILED, "it does not fit")
+	if _, errs, code := vmc(t, "", "resize", "x", "1G", "--bus", bus.Address); code != 1 || !strings.Contains(errs, "it does not fit") {
+		t.Errorf("%d, %s", code, errs)
+	}
+}

@@ -92,11 +92,6 @@ func TestVmc(t *testing.T) {
 	if !strings.Contains(out, "DISK_STATUS_EXISTS") {
 		t.Errorf("call CreateDiskImage with disk_path: %s", out)
 	}
-	vmc(0, "resize", "termina", "1100M")
-	out, _ = vmc(0, "operations")
-	if !strings.Contains(out, "resize-disk") || !strings.Contains(out, "100 %") {
-		t.Errorf("operations after a resize: %s", out)
-	}
 	vmc(2, "call", "NoSuchMethod")
 	vmc(2, "call", "GetVmInfo", `{"colour": "red"}`)
 	vmc(2, "call", "GetVmInfo", `{`)
