@@ -1,6 +1,7 @@
 package vmc
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,10 +38,10 @@ func TestEveryCommandIsDescribed(t *testing.T) {
 }
 
 func TestSuggestion(t *testing.T) {
-	names := []string{"list", "start", "stop", "termina", "GetVmInfo"}
+	names := []string{"web1", "list", "start", "stop", "termina", "GetVmInfo"}
 	for word, want := range map[string]string{
 		"lits": "list", "termnia": "termina", "term": "termina", "getvminfo": "GetVmInfo", "GetVmInf": "GetVmInfo", "strat": "start",
-		"": "", "x": "", "zzzzzz": "", "li": "", "list": "",
+		"": "", "x": "", "zzzzzz": "", "li": "", "list": "", "web2": "", "wbe1": "web1",
 	} {
 		got := suggestion(word, names)
 		if want == "" && got != "" || want != "" && got != "; did you mean "+want+"?" {
@@ -234,5 +235,19 @@ func TestResizeWaits(t *testing.T) {
 	answer(pb.DiskImageStatus_DISK_STATUS_FAILED, "it does not fit")
 	if _, errs, code := vmc(t, "", "resize", "x", "1G", "--bus", bus.Address); code != 1 || !strings.Contains(errs, "it does not fit") {
 		t.Errorf("%d, %s", code, errs)
+	}
+}
+
+// Somebody who presses TAB does not wait for a bus that says nothing.
+func TestCompletionGivesUp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mute")
+	l, err := net.Listen("unix", path) // which nobody accepts from
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	out, errs, code := vmc(t, "", "__complete", "--bus", path, "start", "")
+	if code != 0 || out != ":4\n" || strings.Contains(errs, path) {
+		t.Errorf("%d, %q, %q", code, out, errs)
 	}
 }
