@@ -15,6 +15,7 @@ import (
 
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
+	"github.com/auberge-vm/auberge/vmm/crash"
 )
 
 // A disk store is a directory per owner: <state>/disks/<uid>, with a
@@ -76,6 +77,7 @@ func (s *Service) CreateDiskImage(_ context.Context, sub policy.Subject, req *pb
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the disk store: %w", err)
 	}
+	crash.At(crash.StoreMade)
 	size, err := diskSize(dir, req.DiskSize)
 	if err != nil {
 		return nil, err
@@ -159,10 +161,12 @@ func makeDisk(dir, name string, size int64, req *pb.CreateDiskImageRequest) erro
 	if err := f.Sync(); err != nil {
 		return err
 	}
+	crash.At(crash.DiskMade)
 	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, filepath.Join(dir, name), unix.AT_SYMLINK_FOLLOW)
 	if err != nil {
 		return err
 	}
+	crash.At(crash.DiskLinked)
 	return syncDir(dir)
 }
 
@@ -203,6 +207,7 @@ func (s *Service) DestroyDiskImage(ctx context.Context, sub policy.Subject, req 
 			FailureReason: fmt.Sprintf("VM %q has no disk image", req.VmName)}, nil
 	}
 	if err == nil {
+		crash.At(crash.DiskRemoved)
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {

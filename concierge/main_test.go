@@ -49,6 +49,11 @@ func TestMain(m *testing.M) {
 		switch os.Args[1] {
 		case "run":
 			os.Exit(supervise())
+		case vmm.CleanCommand:
+			if err := vmm.CleanDir("."); err != nil {
+				os.Exit(fatal(err))
+			}
+			os.Exit(0)
 		case "hypervisor":
 			os.Exit(hypervise(os.Getenv(hypervisorEnv)))
 		case "--guest-cid":

@@ -154,6 +154,11 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 			return nil, fmt.Errorf("kernel vsock was asked for: %w (load vhost_vsock, or use user mode)", err)
 		}
 	}
+	for _, dir := range []string{s.recordsDir(), filepath.Join(s.cfg.StateDir, "settings")} {
+		if err := sweep(dir); err != nil {
+			s.log.Warn("remove what was left unfinished", "err", err)
+		}
+	}
 	s.adoptAll(ctx)
 	if w, err := cfg.Host.Watch(s.log); err == nil {
 		s.running.Go(func() { s.watchHost(w) })

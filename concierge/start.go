@@ -16,6 +16,7 @@ import (
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vmm/crash"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
@@ -152,39 +153,50 @@ func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files
 
 // boot makes a VM of a plan. On failure nothing of it runs any more.
 func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err error) {
+	if err := s.reserveDisks(v, p); err != nil {
+		return err
+	}
 	v.mu.Lock()
 	v.memory, v.cpus, v.disk, v.sparse, v.token = p.spec.MemoryMiB<<20, p.spec.CPUs, p.disk, p.sparse, p.token
 	v.mu.Unlock()
 	s.changed(v)
-	s.emit(v, "VmStartingUpSignal", &pb.VmStartingUpSignal{Name: v.key.name, OwnerId: v.owner.Word,
-		VmType: v.typ, Cid: int64(v.cid)})
-	v.announced = true
 	if err := s.makeDir(v); err != nil {
 		return err
 	}
+	// From here on the VM's end is told, by the next service if not by this.
 	if err := s.writeRecord(v, recordStarting); err != nil {
 		return err
 	}
+	s.emit(v, "VmStartingUpSignal", &pb.VmStartingUpSignal{Name: v.key.name, OwnerId: v.owner.Word,
+		VmType: v.typ, Cid: int64(v.cid)})
+	v.announced = true
+	crash.At(crash.StartAnnounced)
 	m, err := s.cfg.Launcher.Launch(ctx, v.dir, &p.spec, p.files)
 	if err != nil {
 		return fmt.Errorf("start the VM: %w", err)
 	}
 	p.close()
 	v.mu.Lock()
-	v.machine = m
+	v.machine, v.processes = m, m.Processes()
 	v.mu.Unlock()
+	crash.At(crash.Launched)
 	s.progress(op, "booting", 10)
 	defer func() {
 		if err != nil {
 			s.abandon(ctx, v)
 		}
 	}()
+	// Should its supervisor fall silent, others have to know its processes.
+	if err := s.writeRecord(v, recordStarting); err != nil {
+		return err
+	}
 	if err := s.connect(v); err != nil {
 		return err
 	}
 	if err := s.waitReady(ctx, v, p.timeout); err != nil {
 		return s.withConsole(v, err)
 	}
+	crash.At(crash.GuestReady)
 	s.progress(op, "configuring", 60)
 	if err := s.configure(ctx, v, p); err != nil {
 		// A guest that ended under our calls says more than the calls do.
@@ -193,6 +205,7 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err 
 		}
 		return s.withConsole(v, err)
 	}
+	crash.At(crash.GuestConfigured)
 	return s.writeRecord(v, recordRunning)
 }
 
@@ -216,13 +229,18 @@ func (s *Service) makeDir(v *vm) error {
 	if err := os.Mkdir(v.dir, 0o700); err != nil {
 		return fmt.Errorf("create the VM's directory: %w", err)
 	}
+	crash.At(crash.DirMade)
 	if s.cfg.VMGroup < 0 {
 		return nil
 	}
 	if err := os.Chown(v.dir, -1, s.cfg.VMGroup); err != nil {
 		return fmt.Errorf("give the VM's directory to its group: %w", err)
 	}
-	return os.Chmod(v.dir, 0o770)
+	if err := os.Chmod(v.dir, 0o770); err != nil {
+		return fmt.Errorf("give the VM's directory to its group: %w", err)
+	}
+	crash.At(crash.DirShared)
+	return nil
 }
 
 // connect prepares the link to the guest's agent before the guest speaks.

@@ -103,8 +103,8 @@ func (v *vm) describe() map[string]any {
 	if !v.since.IsZero() {
 		d["started"] = uint64(v.since.UnixMicro())
 	}
-	if v.why != "" {
-		d["reason"] = v.why
+	if v.startErr != nil {
+		d["reason"] = v.startErr.Error()
 	}
 	return d
 }
@@ -116,6 +116,8 @@ func (v *vm) word() string {
 		return "stopped"
 	case v.asked:
 		return "stopping"
+	case v.status == pb.VmStatus_VM_STATUS_FAILURE:
+		return "lost"
 	case v.status == pb.VmStatus_VM_STATUS_STARTING:
 		return "starting"
 	case v.suspended:

@@ -22,6 +22,8 @@ func (s *Service) up(sub policy.Subject, name string) (*vm, *vmm.Machine, error)
 	switch {
 	case v.asked:
 		return nil, nil, fmt.Errorf("%w: %q is being stopped", ErrNotRunning, name)
+	case v.status == pb.VmStatus_VM_STATUS_FAILURE:
+		return nil, nil, fmt.Errorf("%w: %w", ErrNotRunning, v.startErr)
 	case v.status != pb.VmStatus_VM_STATUS_RUNNING:
 		return nil, nil, fmt.Errorf("%w: %q is still being started", ErrNotRunning, name)
 	}

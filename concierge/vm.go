@@ -16,6 +16,7 @@ import (
 	"github.com/auberge-vm/auberge/guestlink/maitred"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vmm/crash"
 )
 
 // A vm is one entry of the table, from the moment a start is accepted until
@@ -30,6 +31,9 @@ type vm struct {
 	net   vmm.Network
 	typ   pb.VmInfo_VmType
 	log   *slog.Logger
+
+	// disks are the images that the VM has open; under the table's lock.
+	disks []diskUse
 
 	// starting is the context of a start in progress, which abort ends.
 	starting context.Context
@@ -57,11 +61,12 @@ type vm struct {
 	startErr error
 	termina  guestlink.TerminaResult
 	asked    bool // a stop was asked, or is due without
-	reason   pb.VmStopReason
+	// processes are known also while nobody answers for them.
+	processes vmm.Processes
+	reason    pb.VmStopReason
 
 	cpus      int
 	since     time.Time // it runs
-	why       string    // it is not as it should be
 	suspended bool
 	kernel    string // what the guest said of its kernel
 	// token is what the agents of a guest without containers are known by.
@@ -107,6 +112,7 @@ func (v *vm) info() *pb.VmInfo {
 	if v.net.Guest.IsValid() {
 		i.Ipv4Address = maitred.NetworkOrder(v.net.Guest)
 	}
+	i.Pid = int32(v.processes.Hypervisor.PID)
 	if v.machine != nil {
 		i.Pid = int32(v.machine.PID())
 	}
@@ -151,16 +157,10 @@ func (v *vm) stopReason() pb.VmStopReason {
 	return pb.VmStopReason_VM_EXITED
 }
 
-// run is the life of a VM: boot starts it; without boot it runs already, found
-// after a restart. It returns with the VM gone, or still there when the service ends.
+// run is the life of a VM, which boot starts; that of one found after a restart
+// begins with follow. It returns with the VM gone, or still there when the
+// service ends.
 func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) error) {
-	if boot == nil {
-		v.log.Info("found the VM running", "pid", v.machine.PID(), "cid", v.cid)
-		v.note(vmlog.Info, "the service is back and has found the VM running")
-		close(v.started)
-		s.follow(v)
-		return
-	}
 	if err := boot(ctx); err != nil {
 		v.log.Warn("VM did not start", "err", err)
 		v.noteFailure(err)
@@ -179,6 +179,7 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 	v.note(vmlog.Info, "the VM has started")
 	s.emit(v, "VmStartedSignal", &pb.VmStartedSignal{Name: v.key.name, OwnerId: v.owner.Word,
 		VmInfo: v.info(), Status: pb.VmStatus_VM_STATUS_RUNNING})
+	crash.At(crash.Started)
 	close(v.started)
 	s.follow(v)
 }
@@ -232,7 +233,9 @@ func (s *Service) shutdown(v *vm) {
 	s.emitStopping(v)
 	op := s.beginOperation(opStop, v.owner, v.key.name, nil)
 	defer s.finish(op, nil)
+	crash.At(crash.StopAnnounced)
 	err := s.powerOff(v)
+	crash.At(crash.PoweredOff)
 	if err == nil && endsWithin(s.quit, v.machine, exitGrace+shutdownGrace) || s.quit.Err() != nil {
 		return
 	}
@@ -293,19 +296,25 @@ func (s *Service) remove(v *vm) {
 		v.agent.Close()
 	}
 	v.closeLog()
-	if err := os.RemoveAll(v.dir); err != nil {
+	crash.At(crash.BeforeRemoval)
+	if err := s.removeDir(v.dir); err != nil {
 		v.log.Error("remove the VM's directory", "err", err)
 	}
-	if err := os.Remove(s.recordPath(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		v.log.Error("remove the VM's record", "err", err)
-	}
+	crash.At(crash.DirRemoved)
 	// Nobody finds it any more, and only then its owner is told; but its place
 	// is taken until that is done, so that signals of a next one come after.
+	// The record goes last: what this service does not get to tell, the next
+	// one does.
 	v.setStatus(pb.VmStatus_VM_STATUS_STOPPED)
 	if v.announced {
 		s.emit(v, "VmStoppedSignal", &pb.VmStoppedSignal{Name: v.key.name, OwnerId: v.owner.Word,
 			Cid: int64(v.cid), Reason: v.stopReason()})
 	}
+	crash.At(crash.StoppedAnnounced)
+	if err := os.Remove(s.recordPath(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		v.log.Error("remove the VM's record", "err", err)
+	}
+	crash.At(crash.RecordRemoved)
 	s.mu.Lock()
 	delete(s.vms, v.key)
 	s.nets.release(v.net)
@@ -335,6 +344,9 @@ type record struct {
 	Disk   ownDisk     `json:"disk,omitzero"`
 	Sparse bool        `json:"sparse,omitempty"`
 	State  recordState `json:"state"`
+	Disks  []diskUse   `json:"disks,omitempty"`
+	// Processes are not known before they run.
+	Processes vmm.Processes `json:"processes"`
 }
 
 type recordState string

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/auberge-vm/auberge/vmm/crash"
 )
 
 // The control socket carries one JSON object per packet (SOCK_SEQPACKET), with
@@ -204,6 +206,9 @@ func callForFiles(ctx context.Context, path string, req request, files []*os.Fil
 	sendErr := sendPacket(c, req, files)
 	if sendErr != nil && !errors.Is(sendErr, syscall.EPIPE) {
 		return nil, nil, controlError(ctx, req.Op, sendErr)
+	}
+	if req.Op == opLaunch {
+		crash.At(crash.LaunchSent)
 	}
 	// One that refuses us may have said why before it hung up.
 	var r reply

@@ -1,11 +1,13 @@
 package vmm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,29 +31,91 @@ func control[T any](s *Supervisor, what string) (T, error) {
 	return can, nil
 }
 
+// setPaused makes the VM stand still or go on. Whoever asks does so one at a
+// time.
 func (s *Supervisor) setPaused(paused bool) error {
-	what := "resume the VM"
-	if paused {
-		what = "pause the VM"
-	}
-	p, err := control[Pauser](s, what)
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), s.grace)
 	defer cancel()
-	if paused {
-		err = p.Pause(ctx)
-	} else {
-		err = p.Resume(ctx)
+	s.mu.Lock()
+	spec, hyper := s.spec, s.hyper
+	s.mu.Unlock()
+	var err error
+	switch {
+	case spec == nil:
+		err = errors.New("there is no VM")
+	case spec.Vsock.Mode == vsock.ModeUser:
+		// A hypervisor that pauses takes the rings away from its backends, and
+		// vhost-device-vsock does not survive that anything happens on one of
+		// its sockets meanwhile. So the whole hypervisor stands still.
+		err = freeze(ctx, hyper.Process, paused)
+	default:
+		err = s.pauseGuest(ctx, paused)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		return fmt.Errorf("%s the VM: %w", pauseWord(paused), err)
 	}
 	s.mu.Lock()
 	s.paused = paused
 	s.mu.Unlock()
 	return nil
+}
+
+func pauseWord(paused bool) string {
+	if paused {
+		return "pause"
+	}
+	return "resume"
+}
+
+func (s *Supervisor) pauseGuest(ctx context.Context, paused bool) error {
+	p, err := control[Pauser](s, "by its monitor")
+	switch {
+	case err != nil:
+		return err
+	case paused:
+		return p.Pause(ctx)
+	}
+	return p.Resume(ctx)
+}
+
+// freeze stops a process with all its threads and waits until it stands, or
+// lets it go on.
+func freeze(ctx context.Context, p *os.Process, stop bool) error {
+	if !stop {
+		return p.Signal(unix.SIGCONT)
+	}
+	if err := p.Signal(unix.SIGSTOP); err != nil {
+		return err
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid))
+		if err != nil {
+			return err
+		}
+		// The name before it is in parentheses and may contain anything.
+		if i := bytes.LastIndexByte(b, ')'); i >= 0 && len(b) > i+2 && b[i+2] == 'T' {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			p.Signal(unix.SIGCONT)
+			return errors.New("the hypervisor does not stand still")
+		}
+	}
+}
+
+// thaw lets a hypervisor that stands still go on, so that it can end.
+func (s *Supervisor) thaw() {
+	s.mu.Lock()
+	hyper, paused := s.hyper, s.paused
+	s.paused = false
+	s.mu.Unlock()
+	if paused {
+		hyper.Process.Signal(unix.SIGCONT)
+	}
 }
 
 func (s *Supervisor) resizeDisk(disk int, size int64) error {
@@ -100,17 +164,9 @@ func inUse(name string) bool {
 	return err != unix.ECONNREFUSED && err != unix.ENOENT
 }
 
-// Paused says whether the VM's processors stand still.
-func (m *Machine) Paused(ctx context.Context) (bool, error) {
-	r, err := call(ctx, m.control(), request{Op: opStatus}, nil)
-	if err != nil {
-		return false, err
-	}
-	if r.Status == nil {
-		return false, errors.New("the VM's supervisor gave no sensible answer")
-	}
-	return r.Status.Paused, nil
-}
+// FoundPaused says whether the VM's processors stood still when it was
+// attached.
+func (m *Machine) FoundPaused() bool { return m.paused }
 
 // Pause stops the VM's processors.
 func (m *Machine) Pause(ctx context.Context) error {

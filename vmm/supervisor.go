@@ -451,6 +451,7 @@ func (s *Supervisor) endHypervisor() {
 	s.mu.Lock()
 	hyper, monitor := s.hyper, s.monitor
 	s.mu.Unlock()
+	s.thaw()
 	if monitor != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), s.grace)
 		err := monitor.Quit(ctx)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -30,6 +31,7 @@ type options struct {
 	localtime  string
 	resolver   string
 	vulnerable bool
+	space      time.Duration
 }
 
 func (o *options) addFlags(f *pflag.FlagSet) {
@@ -42,6 +44,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
 	f.StringVar(&o.localtime, "localtime", "", "the link that names the guests' time zone (default /etc/localtime)")
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
+	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
 	f.BoolVar(&o.vulnerable, "allow-vulnerable-cpu", false, "run guests on processors with known flaws that the kernel does nothing about")
 }
 
@@ -53,10 +56,14 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 		Opener: &policy.Opener{}, Log: log,
 		Host:               host.Host{Localtime: o.localtime, Resolver: o.resolver},
 		AllowVulnerableCPU: o.vulnerable,
+		SpaceInterval:      o.space,
 	}
 	var err error
 	if cfg.Pool, err = netip.ParsePrefix(o.pool); err != nil {
 		return cfg, fmt.Errorf("--address-pool: %w", err)
+	}
+	if o.space < 0 {
+		return cfg, fmt.Errorf("--space-interval %v: must be positive", o.space)
 	}
 	if !cfg.Network.Valid() {
 		return cfg, fmt.Errorf("--network %q: must be none, restricted or user", o.network)
