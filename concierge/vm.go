@@ -181,7 +181,9 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 		VmInfo: v.info(), Status: pb.VmStatus_VM_STATUS_RUNNING})
 	crash.At(crash.Started)
 	close(v.started)
-	s.follow(v)
+	// A goroutine of its own, because the stack of this one has grown with all
+	// that a start takes.
+	s.running.Go(func() { s.follow(v) })
 }
 
 // follow waits for the end of a running VM, or for the reason to bring it
@@ -295,8 +297,8 @@ func (s *Service) remove(v *vm) {
 	if v.agent != nil {
 		v.agent.Close()
 	}
-	v.closeLog()
 	crash.At(crash.BeforeRemoval)
+	v.closeLog()
 	if err := s.removeDir(v.dir); err != nil {
 		v.log.Error("remove the VM's directory", "err", err)
 	}
