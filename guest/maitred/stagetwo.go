@@ -48,6 +48,8 @@ func runStageTwo() error {
 	}
 	log.Info("running from the root disk")
 	setUpSystem(log, params)
+	logs := newLogShipper(log)
+	collectLogs(log, logs)
 
 	table := core.NewTable(log)
 	services := core.NewSupervisor(table, log)
@@ -65,7 +67,11 @@ func runStageTwo() error {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	running.Go(func() { announce(ctx, log, readyPort(params)) })
+	running.Go(func() {
+		announce(ctx, log, readyPort(params))
+		// Not before: the VM is awaited, its logs are not.
+		shipLogs(log, logs)
+	})
 
 	awaitEnd(log, signals, server.shutdown, failed)
 	cancel()
@@ -73,6 +79,7 @@ func runStageTwo() error {
 	if err := table.EndAll(endGrace); err != nil {
 		log.Error("going on without them", "err", err)
 	}
+	logs.finish(logGrace)
 	stopServer(face)
 	running.Wait()
 	return core.PowerOff(log)
@@ -97,6 +104,33 @@ func setUpSystem(log *slog.Logger, params core.Params) {
 		if err := step(); err != nil {
 			log.Error("a part of the system is not set up", "err", err)
 		}
+	}
+}
+
+// collectLogs takes the programs' messages from now on, so that none of them
+// waits for us.
+func collectLogs(log *slog.Logger, logs *logShipper) {
+	// By default few messages may wait, and programs do beyond. Only a new
+	// socket takes the value over.
+	os.WriteFile("/proc/sys/net/unix/max_dgram_qlen", []byte("256\n"), 0)
+	source, err := core.ListenSyslog(syslogPath)
+	if err != nil {
+		log.Error("programs have nowhere to log to", "err", err)
+		return
+	}
+	logs.read(source, logs.user)
+}
+
+// shipLogs sends the logs to the host, the kernel's from its beginning.
+func shipLogs(log *slog.Logger, logs *logShipper) {
+	source, err := core.OpenKernelLog()
+	if err != nil {
+		log.Error("the host does not get the kernel's log", "err", err)
+	} else {
+		logs.read(source, logs.kernel)
+	}
+	if err := logs.send(); err != nil {
+		log.Error("the host does not get this VM's logs", "err", err)
 	}
 }
 

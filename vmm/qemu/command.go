@@ -52,7 +52,9 @@ func (d Driver) Command(spec *vmm.Spec, files []*os.File, monitor *os.File) (*ex
 	case vmm.AccelKVM:
 		add("-accel", "kvm", "-cpu", "host")
 	default:
-		add("-accel", "tcg,thread=multi", "-cpu", "max")
+		// The emulator runs the string instructions that these two recommend
+		// byte by byte: without them a guest copies and boots a quarter faster.
+		add("-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off")
 	}
 	memory := strconv.FormatInt(spec.MemoryMiB, 10) + "M"
 	add("-smp", strconv.Itoa(spec.CPUs), "-m", memory,
