@@ -232,8 +232,8 @@ func TestResizeWaits(t *testing.T) {
 		t.Errorf("%d, %s%s; %d answers left", code, out, errs, len(f.progress))
 	}
 	answer(pb.DiskImageStatus_DISK_STATUS_IN_PROGRESS, "")
-	answer(pb.DiskImageStatus_DISK_STATUS_FAILED, "it does not fit")
-	if _, errs, code := vmc(t, "", "resize", "x", "1G", "--bus", bus.Address); code != 1 || !strings.Contains(errs, "it does not fit") {
+	answer(pb.DiskImageStatus_DISK_STATUS_FAILED, "the guest said:\n\x1b[2Jit does not fit")
+	if _, errs, code := vmc(t, "", "resize", "x", "1G", "--bus", bus.Address); code != 1 || !strings.Contains(errs, "said:\n?[2Jit does not fit") {
 		t.Errorf("%d, %s", code, errs)
 	}
 }

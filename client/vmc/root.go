@@ -69,11 +69,11 @@ func Main(ctx context.Context, args []string, in *os.File, out, errs io.Writer) 
 	case errors.As(err, &code):
 		return int(code)
 	case errors.As(err, &coded):
-		fmt.Fprintln(errs, "vmc:", err)
+		fmt.Fprintln(errs, "vmc:", harmless(err.Error()))
 		return coded.code
 	}
 	// What cobra itself refuses is a matter of the command line.
-	fmt.Fprintln(errs, "vmc:", strings.TrimRight(err.Error(), "\n"))
+	fmt.Fprintln(errs, "vmc:", strings.TrimRight(harmless(err.Error()), "\n"))
 	fmt.Fprintf(errs, "Try \"%s --help\".\n", cmd.CommandPath())
 	return ExitUsage
 }
