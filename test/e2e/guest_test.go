@@ -19,7 +19,7 @@ func TestMaitred(t *testing.T) {
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	var disk pb.CreateDiskImageResponse
-	alice.must("CreateDiskImage", &pb.CreateDiskImageRequest{VmName: "x", DiskSize: 512 << 20}, &disk)
+	alice.must("CreateDiskImage", &pb.CreateDiskImageRequest{VmName: "x", DiskSize: 1 << 30}, &disk)
 	alice.start(&pb.StartVmRequest{Name: "x", Disks: []*pb.DiskImage{{Path: disk.DiskPath, Writable: true}}})
 	m := alice.maitred("x")
 	ctx := t.Context()
@@ -142,6 +142,7 @@ func TestMaitred(t *testing.T) {
 	})
 	t.Run("PrepareToSuspend", g.prepareToSuspend)
 	t.Run("UpdateStorageBalloon", g.updateStorageBalloon)
+	t.Run("ResizeFilesystem", g.resize)
 	t.Run("Shutdown", func(t *testing.T) {
 		ear := alice.listen()
 		if _, err := m.Shutdown(ctx, &vmtoolspb.EmptyMessage{}); err != nil {
