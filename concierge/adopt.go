@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 	"github.com/auberge-vm/auberge/vmm"
@@ -119,6 +120,7 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 	case errors.Is(err, vmm.ErrGone):
 		e, rerr := vmm.ReadExit(dir)
 		v.log.Info("a VM ended while the service was away", "reason", e.Reason, "message", e.Message, "err", rerr)
+		s.noteGone(v, e)
 		v.asked = true // nobody can have it any more
 		return s.enterAdopted(v, func() {
 			close(v.started)
@@ -163,6 +165,8 @@ func (s *Service) takeOver(v *vm, state recordState, m *vmm.Machine) (then func(
 	v.mu.Unlock()
 	if state != recordRunning {
 		return func() {
+			s.openLog(v)
+			v.note(vmlog.Warning, "the service ended while it started the VM, which is given up")
 			s.abandon(context.Background(), v)
 			s.remove(v)
 		}, nil
@@ -180,6 +184,7 @@ func (s *Service) takeOver(v *vm, state recordState, m *vmm.Machine) (then func(
 	v.mu.Unlock()
 	s.changed(v)
 	v.log.Info("found the VM running", "pid", m.PID(), "cid", v.cid)
+	v.note(vmlog.Info, "the service is back and has found the VM running")
 	return func() { s.follow(v) }, nil
 }
 

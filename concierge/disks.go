@@ -197,6 +197,8 @@ func (s *Service) DestroyDiskImage(ctx context.Context, sub policy.Subject, req 
 	if err != nil {
 		return nil, err
 	}
+	// A VM without a disk has a log too, and no other call takes it away.
+	s.removeLog(ctx, sub, req.VmName)
 	if exists {
 		err = os.Remove(path)
 	}

@@ -226,6 +226,17 @@ func (m maitredServer) SetTime(ctx context.Context, _ *guestpb.SetTimeRequest) (
 	return &guestpb.EmptyMessage{}, nil
 }
 
+func (m maitredServer) PrepareToSuspend(ctx context.Context, e *guestpb.EmptyMessage) (*guestpb.EmptyMessage, error) {
+	if m.fault == "sleepless" {
+		return nil, errors.New("the disk does not answer")
+	}
+	return e, nil
+}
+
+func (maitredServer) SetTimezone(context.Context, *guestpb.SetTimezoneRequest) (*guestpb.EmptyMessage, error) {
+	return &guestpb.EmptyMessage{}, nil
+}
+
 // Shutdown has no power over the hypervisor. One that stays says that it will
 // be off in a moment; the others do not know the call.
 func (m maitredServer) Shutdown(ctx context.Context, e *guestpb.EmptyMessage) (*guestpb.EmptyMessage, error) {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/concierge/host"
+	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
 	"github.com/auberge-vm/auberge/vsock"
@@ -107,6 +108,8 @@ type Service struct {
 	// settingsTurn lets one ConfigureVm at a time read and write back.
 	settingsTurn chan struct{}
 	kernelPorts  *kernelPorts
+	logs         *vmlog.Store
+	logPipes     *logPipes
 	running      sync.WaitGroup
 	// quit ends every goroutine of the service; VMs stay.
 	quit context.Context
@@ -140,7 +143,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	quit, stop := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, log: cfg.Log, vms: map[key]*vm{}, nextCID: vsock.CIDFirst, nets: nets,
 		operations: operations{}, journal: newJournal(),
-		settingsTurn: make(chan struct{}, 1), quit: quit, stop: stop}
+		settingsTurn: make(chan struct{}, 1), logs: vmlog.NewStore(), logPipes: newLogPipes(), quit: quit, stop: stop}
 	if err := s.prepareDirs(); err != nil {
 		stop()
 		return nil, err

@@ -11,6 +11,7 @@ import (
 
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 
+	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/guestlink"
 	"github.com/auberge-vm/auberge/guestlink/maitred"
 	"github.com/auberge-vm/auberge/policy"
@@ -37,6 +38,10 @@ type vm struct {
 	// starting is the context of a start in progress, which abort ends.
 	starting context.Context
 	abort    context.CancelCauseFunc
+	// diary is the VM's log and collector what hears the guest's part of it;
+	// run's alone.
+	diary     *vmlog.Log
+	collector *maitred.Collector
 	// announced is set when the owner has been told of the VM; run's alone.
 	announced bool
 	// stopping is closed by the first request to stop.
@@ -155,13 +160,15 @@ func (v *vm) stopReason() pb.VmStopReason {
 // run is the life of a VM, which boot starts; that of one found after a restart
 // begins with follow. It returns with the VM gone, or still there when the
 // service ends.
-func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) error) {
+func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) error, op *operation) {
 	if err := boot(ctx); err != nil {
 		v.log.Warn("VM did not start", "err", err)
+		v.noteFailure(err)
 		v.mu.Lock()
 		v.startErr = err
 		v.mu.Unlock()
 		s.remove(v)
+		s.finish(op, err)
 		close(v.started)
 		return
 	}
@@ -169,12 +176,16 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 	v.status, v.since = pb.VmStatus_VM_STATUS_RUNNING, time.Now()
 	v.mu.Unlock()
 	s.changed(v)
+	s.finish(op, nil)
 	v.log.Info("VM started", "pid", v.machine.PID(), "cid", v.cid)
+	v.note(vmlog.Info, "the VM has started")
 	s.emit(v, "VmStartedSignal", &pb.VmStartedSignal{Name: v.key.name, OwnerId: v.owner.Word,
 		VmInfo: v.info(), Status: pb.VmStatus_VM_STATUS_RUNNING})
 	crash.At(crash.Started)
 	close(v.started)
-	s.follow(v)
+	// A goroutine of its own, because the stack of this one has grown with all
+	// that a start takes.
+	s.running.Go(func() { s.follow(v) })
 }
 
 // follow waits for the end of a running VM, or for the reason to bring it
@@ -189,6 +200,7 @@ func (s *Service) follow(v *vm) {
 	if v.machineEnded() {
 		e := v.machine.Exit()
 		v.log.Info("VM ended", "reason", e.Reason, "message", e.Message)
+		v.noteEnd(e)
 	} else if s.quit.Err() != nil {
 		v.letGo()
 		return
@@ -201,6 +213,7 @@ func (v *vm) letGo() {
 	if v.agent != nil {
 		v.agent.Close()
 	}
+	v.closeLog()
 	if v.machine != nil {
 		v.machine.Release()
 	}
@@ -219,6 +232,7 @@ func (v *vm) machineEnded() bool {
 // up when the service ends: the next one finds what has become of the VM.
 func (s *Service) shutdown(v *vm) {
 	v.log.Info("stopping VM", "reason", v.stopReason())
+	v.note(vmlog.Info, "stopping the VM: %v", v.stopReason())
 	s.changed(v)
 	s.emitStopping(v)
 	op := s.beginOperation(opStop, v.owner, v.key.name, nil)
@@ -286,6 +300,7 @@ func (s *Service) remove(v *vm) {
 		v.agent.Close()
 	}
 	crash.At(crash.BeforeRemoval)
+	v.closeLog()
 	if err := s.removeDir(v.dir); err != nil {
 		v.log.Error("remove the VM's directory", "err", err)
 	}

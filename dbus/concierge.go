@@ -66,6 +66,7 @@ type Concierge interface {
 	ResumeVm(ctx context.Context, s policy.Subject, req *conciergepb.ResumeVmRequest) (*conciergepb.SuccessFailureResponse, error)
 	SetUpVmUser(ctx context.Context, s policy.Subject, req *conciergepb.SetUpVmUserRequest) (*conciergepb.SetUpVmUserResponse, error)
 	GetVmEnterpriseReportingInfo(ctx context.Context, s policy.Subject, req *conciergepb.GetVmEnterpriseReportingInfoRequest) (*conciergepb.GetVmEnterpriseReportingInfoResponse, error)
+	GetVmLogs(ctx context.Context, s policy.Subject, req *conciergepb.GetVmLogsRequest) (*conciergepb.GetVmLogsResponse, error)
 
 	// GetDnsSettings and GetVmLaunchAllowed are about the host.
 	GetDnsSettings(ctx context.Context, s policy.Subject) (*conciergepb.DnsSettings, error)
@@ -103,6 +104,7 @@ func ConciergeService(h Concierge) Service {
 			method("ResumeVm", policy.RightOwn, h, Concierge.ResumeVm),
 			method("SetUpVmUser", policy.RightOwn, h, Concierge.SetUpVmUser),
 			method("GetVmEnterpriseReportingInfo", policy.RightOwn, h, Concierge.GetVmEnterpriseReportingInfo),
+			method("GetVmLogs", policy.RightOwn, h, Concierge.GetVmLogs),
 			methodWithoutRequest("GetDnsSettings", policy.RightAny, h, Concierge.GetDnsSettings),
 			method("GetVmLaunchAllowed", policy.RightAny, h, Concierge.GetVmLaunchAllowed),
 		},

@@ -35,6 +35,9 @@ type Concierge1 interface {
 	// of the host, and that port, which the service chooses when it is 0. The
 	// file is the caller's.
 	ListenVsock(ctx context.Context, s policy.Subject, name string, port uint32) (*os.File, uint32, error)
+	// OpenVmLogs returns the reading end of a pipe with the VM's log. The file
+	// is the caller's.
+	OpenVmLogs(ctx context.Context, s policy.Subject, name string, options LogOptions) (*os.File, error)
 	// GetState returns all that the caller may see.
 	GetState(ctx context.Context, s policy.Subject) (State, error)
 	// ListOperations returns the caller's operations, running and recent.
@@ -103,6 +106,7 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 				return []any{f, port}, err
 			},
 		},
+		openVmLogs(h),
 		{
 			Name: "GetState", Right: policy.RightAny,
 			Out: []Arg{{"instance", "s"}, {"sequence", "t"}, {"vms", "aa{sv}"}, {"operations", "aa{sv}"}},

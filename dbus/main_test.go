@@ -35,6 +35,7 @@ type handler struct {
 	destroyDiskImage func(context.Context, policy.Subject, *conciergepb.DestroyDiskImageRequest) (*conciergepb.DestroyDiskImageResponse, error)
 	listVmDisks      func(context.Context, policy.Subject, *conciergepb.ListVmDisksRequest) (proto.Message, error)
 	connectVsock     func(context.Context, policy.Subject, string, uint32) (*os.File, error)
+	openVmLogs       func(context.Context, policy.Subject, string, LogOptions) (*os.File, error)
 	configureVm      func(context.Context, policy.Subject, string, VMSettings) error
 	stopAllVms       func(context.Context, policy.Subject) error
 	syncVmTimes      func(context.Context, policy.Subject) (*conciergepb.SyncVmTimesResponse, error)
@@ -161,6 +162,17 @@ func (h *handler) GetVmLaunchAllowed(context.Context, policy.Subject, *concierge
 
 func (h *handler) ListenVsock(context.Context, policy.Subject, string, uint32) (*os.File, uint32, error) {
 	return nil, 0, errUnset
+}
+
+func (h *handler) GetVmLogs(context.Context, policy.Subject, *conciergepb.GetVmLogsRequest) (*conciergepb.GetVmLogsResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) OpenVmLogs(ctx context.Context, s policy.Subject, name string, o LogOptions) (*os.File, error) {
+	if h.openVmLogs == nil {
+		return nil, errUnset
+	}
+	return h.openVmLogs(ctx, s, name, o)
 }
 
 func (h *handler) ListOperations(context.Context, policy.Subject) ([]map[string]any, error) {

@@ -126,7 +126,11 @@ func receivePacket(c *net.UnixConn, v any) ([]*os.File, error) {
 // receiveFrom tells the sender's process ID too, zero where the socket does
 // not ask for it.
 func receiveFrom(c *net.UnixConn, v any) (files []*os.File, pid int, err error) {
-	b := make([]byte, maxPacket+1)
+	size, err := nextPacket(c)
+	if err != nil {
+		return nil, 0, err
+	}
+	b := make([]byte, min(size, maxPacket)+1)
 	oob := make([]byte, unix.CmsgSpace(maxFiles*4)+unix.CmsgSpace(unix.SizeofUcred))
 	n, oobn, flags, _, err := c.ReadMsgUnix(b, oob)
 	// Descriptors can come with an empty packet too, which looks like the end.
@@ -147,6 +151,27 @@ func receiveFrom(c *net.UnixConn, v any) (files []*os.File, pid int, err error) 
 		return nil, 0, err
 	}
 	return files, pid, nil
+}
+
+// nextPacket waits for a packet and returns its size. Whoever watches a VM
+// waits for days, and should not hold a buffer for the longest packet.
+func nextPacket(c *net.UnixConn) (size int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	rerr := raw.Read(func(fd uintptr) bool {
+		for {
+			size, _, err = unix.Recvfrom(int(fd), nil, unix.MSG_PEEK|unix.MSG_TRUNC)
+			if err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
+	})
+	if err = cmp.Or(rerr, err); err != nil {
+		return 0, fmt.Errorf("wait for a control packet: %w", err)
+	}
+	return size, nil
 }
 
 func parseControl(oob []byte) (files []*os.File, pid int, err error) {

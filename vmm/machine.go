@@ -69,8 +69,6 @@ func (l *Launcher) Launch(ctx context.Context, dir string, spec *Spec, files []*
 		m.awaitProcesses()
 		return nil, err
 	}
-	// The supervisor is a child of this process; it is reaped whenever it ends.
-	go m.process.Wait()
 	return m, nil
 }
 
@@ -248,6 +246,9 @@ func (m *Machine) closeListeners() {
 
 // watch ends when the supervisor reports the VM's end or vanishes.
 func (m *Machine) watch() {
+	// A supervisor that is a child of this process is reaped, and only now:
+	// waiting for a running process takes a thread.
+	defer m.process.Wait()
 	defer close(m.watched)
 	defer m.watcher.Close()
 	for {

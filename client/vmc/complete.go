@@ -3,6 +3,7 @@ package vmc
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,11 +22,11 @@ type names func(context.Context, *session) []string
 
 // completeVM completes the first argument with names.
 func (a *app) completeVM(sources ...names) completer {
-	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		return a.ask(cmd.Context(), sources...), cobra.ShellCompDirectiveNoFileComp
+		return beginning(typed, a.ask(cmd.Context(), sources...)), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
@@ -82,7 +83,7 @@ func (a *app) stopped(ctx context.Context, s *session) []string {
 
 // completeFirst completes the first argument from lists.
 func completeFirst(lists ...func() []string) completer {
-	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return func(_ *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
@@ -90,18 +91,29 @@ func completeFirst(lists ...func() []string) completer {
 		for _, list := range lists {
 			all = append(all, list()...)
 		}
-		return sorted(all), cobra.ShellCompDirectiveNoFileComp
+		return beginning(typed, sorted(all)), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
 // completeFlag completes a flag's value from a list.
 func completeFlag(cmd *cobra.Command, flag string, list func() []string) {
-	err := cmd.RegisterFlagCompletionFunc(flag, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return list(), cobra.ShellCompDirectiveNoFileComp
+	err := cmd.RegisterFlagCompletionFunc(flag, func(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+		return beginning(typed, list()), cobra.ShellCompDirectiveNoFileComp
 	})
 	if err != nil {
 		panic(err) // there is no such flag: a defect that any run shows
 	}
+}
+
+// beginning are the names that begin with what was typed.
+func beginning(typed string, names []string) []string {
+	var found []string
+	for _, n := range names {
+		if strings.HasPrefix(n, typed) {
+			found = append(found, n)
+		}
+	}
+	return found
 }
 
 func nothing(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {

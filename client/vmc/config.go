@@ -21,7 +21,8 @@ func (a *app) configCommand() *cobra.Command {
 		Use:   "config NAME",
 		Short: "Show or change the settings of a VM",
 		Long: "Show the settings with which the VM called NAME will start next, or change those that\n" +
-			"flags are given for. The network is none, restricted (no way out) or user.",
+			"flags are given for. The network is none, restricted (no way out) or user. As JSON,\n" +
+			"memory is in MiB, and what was never set is not there.",
 		Example: `  vmc config termina
   vmc config termina --memory 2G --cpus 2 --network restricted`,
 		Args:              cobra.ExactArgs(1),
@@ -72,14 +73,21 @@ func (a *app) config(ctx context.Context, s *session, name string, change map[st
 	if err := s.plain(ctx, "GetVmSettings", []any{name, a.owner}, &settings); err != nil {
 		return err
 	}
+	// A VM need not exist to have settings, but a name may be a mistake.
+	if hint := suggestion(name, append(a.running(ctx, s), a.withDisk(ctx, s)...)); hint != "" {
+		fmt.Fprintf(a.err, "vmc: there is no VM %q yet%s\n", name, hint)
+	}
 	if a.json {
 		return a.printValue(plainValue(settings))
 	}
 	t := a.table()
-	for _, key := range sortedKeys(settings) {
+	for _, key := range []string{"memory", "cpus", "network"} {
 		value := plainValue(settings[key])
-		if mib, ok := value.(uint64); ok && key == "memory" && mib < math.MaxUint64>>20 {
-			value = bytesWord(mib << 20)
+		switch v := value.(type) {
+		case nil:
+			value = "as the service chooses"
+		case uint64:
+			value = bytesWord(min(v, math.MaxUint64>>20) << 20)
 		}
 		t.row(strings.ToUpper(key[:1])+key[1:], value)
 	}

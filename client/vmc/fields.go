@@ -13,13 +13,3 @@ func stringField(m proto.Message, name string) string {
 	}
 	return m.ProtoReflect().Get(fd).String()
 }
-
-// vmOf is the name of the VM that a dictionary of ours is about.
-func vmOf(d map[string]any) string {
-	for _, key := range []string{"name", "vm_name", "vm"} {
-		if s, ok := d[key].(string); ok {
-			return s
-		}
-	}
-	return ""
-}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -30,16 +31,9 @@ func (a *app) monitorCommand() *cobra.Command {
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if m.until != "" {
-				found := false
-				for _, name := range monitored() {
-					if name == m.until || name == m.until+"Signal" {
-						m.until, found = name, true
-					}
-				}
-				if !found {
-					return withCode(ExitUsage, fmt.Errorf("there is no signal %q%s", m.until, suggestion(m.until, monitored())))
-				}
+			var err error
+			if m.until, err = signalName(m.until); err != nil {
+				return err
 			}
 			m.app = a
 			return m.run(cmd.Context())
@@ -56,19 +50,29 @@ func (a *app) monitorCommand() *cobra.Command {
 	return cmd
 }
 
+// signalName completes the name of a signal, whose ending may be left out.
+func signalName(name string) (string, error) {
+	if name == "" {
+		return "", nil
+	}
+	var short []string
+	for _, s := range monitored() {
+		if s == name || s == name+"Signal" {
+			return s, nil
+		}
+		short = append(short, strings.TrimSuffix(s, "Signal"))
+	}
+	return "", withCode(ExitUsage, fmt.Errorf("there is no signal %q%s", name,
+		suggestion(strings.TrimSuffix(name, "Signal"), short)))
+}
+
 // monitored are the signals that there are.
 func monitored() []string {
 	all := signalNames()
-	for name := range ownSignals {
-		all = append(all, name)
+	for _, s := range dbus.Concierge1Interface(nil).Signals {
+		all = append(all, s.Name)
 	}
 	return sorted(all)
-}
-
-// ownSignals are the signals of our own interface with their arguments.
-var ownSignals = map[string][]string{
-	"VmChanged":        {"instance", "sequence", "vm"},
-	"OperationChanged": {"instance", "sequence", "operation"},
 }
 
 // A monitor prints signals.
@@ -196,11 +200,11 @@ func (m *monitor) moved(ctx context.Context, s *session, sig *godbus.Signal) err
 		m.say("vm_concierge has left the bus; waiting for it")
 		return nil
 	}
-	m.say("vm_concierge is on the bus")
 	if err := m.subscribe(ctx, s); err != nil {
-		// It may have left again; its return is announced.
-		m.say(err.Error())
+		m.say(err.Error()) // it may have left again; its return is announced
+		return nil
 	}
+	m.say("vm_concierge is on the bus; listening")
 	return nil
 }
 
@@ -217,6 +221,8 @@ func readSignal(iface, name string, body []any) (payload json.RawMessage, vm str
 	}
 	return readPlain(name, body)
 }
+
+var errOlder = errors.New("this vmc is older than the service and does not know it")
 
 // readPayload reads a signal that carries one message.
 func readPayload(name string, body []any) (json.RawMessage, string, error) {
@@ -236,30 +242,29 @@ func readPayload(name string, body []any) (json.RawMessage, string, error) {
 			return nil, "", err
 		}
 		text, err := messageJSON(msg)
-		vm := ""
-		for _, field := range []string{"name", "vm_name"} {
-			if vm == "" {
-				vm = stringField(msg, field)
-			}
-		}
-		return text, vm, err
+		return text, stringField(msg, "name"), err
 	}
-	return nil, "", fmt.Errorf("this vmc is older than the service and does not know it")
+	return nil, "", errOlder
 }
 
 // readPlain reads a signal of ours, whose arguments are plain values.
 func readPlain(name string, body []any) (json.RawMessage, string, error) {
-	args, ok := ownSignals[name]
-	if !ok {
-		return nil, "", fmt.Errorf("this vmc is older than the service and does not know it")
-	}
-	values, vm := map[string]any{}, ""
-	for i, value := range body[:min(len(body), len(args))] {
-		values[args[i]] = plainValue(value)
-		if d, ok := values[args[i]].(map[string]any); ok && vm == "" {
-			vm = vmOf(d)
+	for _, s := range dbus.Concierge1Interface(nil).Signals {
+		if s.Name != name {
+			continue
 		}
+		if len(body) != len(s.Args) {
+			return nil, "", fmt.Errorf("it has %d arguments, not %d", len(body), len(s.Args))
+		}
+		values, vm := map[string]any{}, ""
+		for i, arg := range s.Args {
+			values[arg.Name] = plainValue(body[i])
+			if d, ok := values[arg.Name].(map[string]any); ok && vm == "" {
+				vm, _ = d["name"].(string)
+			}
+		}
+		text, err := json.Marshal(values)
+		return text, vm, err
 	}
-	text, err := json.Marshal(values)
-	return text, vm, err
+	return nil, "", errOlder
 }

@@ -38,18 +38,21 @@ func (a *app) resumeCommand() *cobra.Command {
 	}
 }
 
-// simply calls a method that only says whether it went well. One about a VM
-// that is not there is told apart.
+// simply calls a method that only says whether it went well. The service
+// finds nothing wrong with a VM that does not run; a person should hear of it.
 func (a *app) simply(ctx context.Context, s *session, verb, name, method string, req proto.Message) error {
+	var info pb.GetVmInfoResponse
+	if err := s.call(ctx, "GetVmInfo", &pb.GetVmInfoRequest{Name: name, OwnerId: a.owner}, &info); err != nil {
+		return err
+	}
+	if !info.Success {
+		return a.notRunning(ctx, s, name)
+	}
 	var resp pb.SuccessFailureResponse
 	if err := s.call(ctx, method, req, &resp); err != nil {
 		return err
 	}
 	if !resp.Success {
-		var info pb.GetVmInfoResponse
-		if err := s.call(ctx, "GetVmInfo", &pb.GetVmInfoRequest{Name: name, OwnerId: a.owner}, &info); err == nil && !info.Success {
-			return a.notRunning(ctx, s, name)
-		}
 		return refused(verb+" "+name, resp.FailureReason)
 	}
 	if a.json {
@@ -69,7 +72,10 @@ func (a *app) stopAll(ctx context.Context, s *session) error {
 		return err
 	}
 	if a.json {
-		return a.printJSON(&left)
+		if err := a.printJSON(&left); err != nil || len(left.Vms) == 0 {
+			return err
+		}
+		return silentExit(ExitFailed)
 	}
 	for _, v := range left.Vms {
 		fmt.Fprintf(a.err, "vmc: %s is %s\n", printable(v.Name), statusWord(v.Status))

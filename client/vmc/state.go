@@ -3,7 +3,8 @@ package vmc
 import (
 	"context"
 	"fmt"
-	"strings"
+	"math"
+	"time"
 
 	godbus "github.com/godbus/dbus/v5"
 	"github.com/spf13/cobra"
@@ -31,11 +32,11 @@ func (a *app) stateCommand() *cobra.Command {
 					"vms": plainValue(vms), "operations": plainValue(operations)})
 			}
 			fmt.Fprintf(a.out, "Instance %s, sequence number %d\n\n", printable(instance), sequence)
-			if err := a.printDicts("No VMs.", vms); err != nil {
+			if err := a.printVMs(vms); err != nil {
 				return err
 			}
 			fmt.Fprintln(a.out)
-			return a.printDicts("No operations.", operations)
+			return a.printOperations(operations)
 		}),
 	}
 }
@@ -54,38 +55,76 @@ func (a *app) operationsCommand() *cobra.Command {
 			if a.json {
 				return a.printValue(map[string]any{"operations": plainValue(operations)})
 			}
-			return a.printDicts("No operations.", operations)
+			return a.printOperations(operations)
 		}),
 	}
 }
 
-// printDicts prints dictionaries as a table with all the keys that there are.
-func (a *app) printDicts(none string, list []dict) error {
-	if len(list) == 0 {
-		fmt.Fprintln(a.out, none)
+// printVMs prints the dictionaries of VMs.
+func (a *app) printVMs(vms []dict) error {
+	if len(vms) == 0 {
+		fmt.Fprintln(a.out, "No VMs.")
 		return nil
 	}
-	all := dict{}
-	for _, d := range list {
-		for key := range d {
-			all[key] = godbus.Variant{}
-		}
-	}
-	keys := sortedKeys(all)
-	heads := make([]string, len(keys))
-	for i, key := range keys {
-		heads[i] = printable(strings.ToUpper(strings.ReplaceAll(key, "_", " ")))
-	}
-	t := a.table(heads...)
-	for _, d := range list {
-		cells := make([]any, len(keys))
-		for i, key := range keys {
-			cells[i] = "-"
-			if v, ok := d[key]; ok {
-				cells[i] = plainValue(v)
-			}
-		}
-		t.row(cells...)
+	t := a.table("NAME", "OWNER", "STATUS", "ADDRESS", "CPUS", "MEMORY", "PID", "CID", "SINCE")
+	for _, v := range vms {
+		memory, _ := v["memory"].Value().(uint64)
+		t.row(field(v, "name"), field(v, "owner_id"), field(v, "status"), field(v, "address"), field(v, "cpus"),
+			bytesWord(memory), field(v, "pid"), field(v, "cid"), moment(v, "started"))
 	}
 	return t.end()
 }
+
+// printOperations prints the dictionaries of operations.
+func (a *app) printOperations(operations []dict) error {
+	if len(operations) == 0 {
+		fmt.Fprintln(a.out, "No operations.")
+		return nil
+	}
+	t := a.table("ID", "KIND", "NAME", "OWNER", "STATUS", "PROGRESS", "SINCE", "REASON")
+	for _, o := range operations {
+		status := field(o, "status")
+		if phase, ok := o["phase"]; ok {
+			status += " (" + fmt.Sprint(phase.Value()) + ")"
+		}
+		t.row(field(o, "id"), field(o, "kind"), field(o, "name"), field(o, "owner_id"), status,
+			field(o, "progress")+" %", moment(o, "started"), field(o, "reason"))
+	}
+	return t.end()
+}
+
+// field is a value of a dictionary as a word.
+func field(d dict, key string) string {
+	v, ok := d[key]
+	if !ok {
+		return "-"
+	}
+	return fmt.Sprint(plainValue(v))
+}
+
+// moment is a time in microseconds since 1970 as people write it.
+func moment(d dict, key string) string {
+	us, ok := d[key].Value().(uint64)
+	if !ok || us > math.MaxInt64 {
+		return "-"
+	}
+	return time.UnixMicro(int64(us)).Format(time.DateTime)
+}
+
+// stateWords says by the service's snapshot how each VM is, where ListVms has
+// no word for it: suspended ones run for the contract.
+func stateWords(ctx context.Context, s *session) map[vmKey]string {
+	var instance string
+	var sequence uint64
+	var vms, operations []dict
+	if err := s.plain(ctx, "GetState", nil, &instance, &sequence, &vms, &operations); err != nil {
+		return nil // what the contract says will do
+	}
+	words := map[vmKey]string{}
+	for _, v := range vms {
+		words[vmKey{field(v, "owner_id"), field(v, "name")}] = field(v, "status")
+	}
+	return words
+}
+
+type vmKey struct{ owner, name string }

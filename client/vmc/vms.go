@@ -86,9 +86,10 @@ func (a *app) listCommand() *cobra.Command {
 			if a.json {
 				return a.printJSON(&resp)
 			}
+			words := stateWords(ctx, s)
 			t := a.table("NAME", "OWNER", "STATUS", "ADDRESS", "PID", "CID")
 			for _, v := range resp.Vms {
-				t.row(v.Name, v.OwnerId, statusWord(v.Status), address(v.VmInfo.GetIpv4Address()), v.VmInfo.GetPid(), v.VmInfo.GetCid())
+				t.row(v.Name, v.OwnerId, cmp.Or(words[vmKey{v.OwnerId, v.Name}], statusWord(v.Status)), address(v.VmInfo.GetIpv4Address()), v.VmInfo.GetPid(), v.VmInfo.GetCid())
 			}
 			return t.end()
 		}),
@@ -130,7 +131,8 @@ func (a *app) listAll(ctx context.Context, s *session) error {
 		images[d.Name] = d
 	}
 	// Disks are those of one owner, VMs those of all labels where none is named.
-	owner := cmp.Or(a.owner, strconv.Itoa(os.Getuid()))
+	owner := a.ownerWord()
+	words := stateWords(ctx, s)
 	t := a.table("NAME", "OWNER", "STATUS", "ADDRESS", "MEMORY", "DISK", "ON DISK")
 	for _, v := range vms.Vms {
 		kind, size := "-", "-"
@@ -138,7 +140,7 @@ func (a *app) listAll(ctx context.Context, s *session) error {
 			kind, size = imageWord(d.ImageType), bytesWord(d.Size)
 			delete(images, v.Name)
 		}
-		t.row(v.Name, v.OwnerId, statusWord(v.Status), address(v.VmInfo.GetIpv4Address()),
+		t.row(v.Name, v.OwnerId, cmp.Or(words[vmKey{v.OwnerId, v.Name}], statusWord(v.Status)), address(v.VmInfo.GetIpv4Address()),
 			bytesWord(uint64(v.VmInfo.GetAllocatedMemory())), kind, size)
 	}
 	for _, d := range disks.Images {
@@ -170,7 +172,7 @@ func (a *app) infoCommand() *cobra.Command {
 			i := resp.VmInfo
 			t := a.table()
 			t.row("Name", args[0])
-			t.row("Status", statusWord(i.Status))
+			t.row("Status", cmp.Or(stateWords(ctx, s)[vmKey{a.ownerWord(), args[0]}], statusWord(i.Status)))
 			t.row("Address", address(i.Ipv4Address))
 			t.row("PID", i.Pid)
 			t.row("CID", i.Cid)
@@ -196,6 +198,9 @@ func (a *app) notRunning(ctx context.Context, s *session, name string) error {
 	}
 	return withCode(ExitNotFound, errors.New(text+"; \"vmc list --all\" shows what there is"))
 }
+
+// ownerWord is the owner of a VM as replies write it.
+func (a *app) ownerWord() string { return cmp.Or(a.owner, strconv.Itoa(os.Getuid())) }
 
 // statusWord says VM_STATUS_RUNNING as "running".
 func statusWord(s pb.VmStatus) string {

@@ -72,6 +72,10 @@ func (o own) ListenVsock(ctx context.Context, s policy.Subject, name string, por
 	return o.service.ListenVsock(ctx, s, name, port)
 }
 
+func (o own) OpenVmLogs(ctx context.Context, s policy.Subject, name string, options dbus.LogOptions) (*os.File, error) {
+	return o.service.OpenVmLogs(ctx, s, name, concierge.LogOptions(options))
+}
+
 func (o own) GetState(ctx context.Context, s policy.Subject) (dbus.State, error) {
 	st, err := o.service.GetState(ctx, s)
 	return dbus.State(st), err

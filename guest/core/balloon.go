@@ -33,12 +33,17 @@ func (b Balloon) Adjust(free int64) (int64, error) {
 		return 0, fmt.Errorf("cannot open the balloon: %w", err)
 	}
 	defer f.Close()
+	fd := int(f.Fd())
 	size, err := allocated(f)
 	if err != nil {
 		return 0, err
 	}
+	// Btrfs counts what was allocated or freed when it commits, which may be
+	// half a minute later.
+	unix.Syncfs(fd)
+	defer unix.Syncfs(fd)
 	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+	if err := unix.Fstatfs(fd, &fs); err != nil {
 		return size, fmt.Errorf("cannot tell the free space: %w", err)
 	}
 	want := size + int64(fs.Bavail)*fs.Bsize - max(free, balloonReserve)

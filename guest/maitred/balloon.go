@@ -43,6 +43,10 @@ func (s *Server) UpdateStorageBalloon(ctx context.Context, req *pb.UpdateStorage
 	if err := s.wantStateful("UpdateStorageBalloon"); err != nil {
 		return nil, err
 	}
+	if s.resize.underWay() {
+		// It needs all the room there is, and the host will tell again.
+		return &pb.UpdateStorageBalloonResponse{}, nil
+	}
 	size, err := s.balloon().Adjust(max(free, 0))
 	switch {
 	case errors.Is(err, core.ErrBalloonFull):
@@ -56,7 +60,7 @@ func (s *Server) UpdateStorageBalloon(ctx context.Context, req *pb.UpdateStorage
 }
 
 // wantStateful refuses a call that is about the stateful disk when there is
-// none; s.storage is held.
+// none.
 func (s *Server) wantStateful(call string) error {
 	mounted, _, err := core.MountedFrom(s.statefulDir, "")
 	if err != nil {

@@ -43,6 +43,7 @@ type Server struct {
 	storage sync.Mutex // one change of the disks at a time
 	account sync.Mutex // one change of users and their like at a time
 	syncing chan struct{}
+	resize  *resize
 	// stateful is how mounting the stateful disk went; storage guards it.
 	stateful pb.StartTerminaResponse_MountResult
 
@@ -64,6 +65,7 @@ func NewServer(table *core.Table, services *core.Supervisor, log *slog.Logger) *
 		consolePath: "/dev/console",
 		statefulDir: statefulDir,
 		syncing:     make(chan struct{}, 1),
+		resize:      newResize(),
 		askShutdown: sync.OnceFunc(func() { close(shutdown) }),
 		shutdown:    shutdown,
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/stats"
 
 	"github.com/auberge-vm/auberge/guestlink/maitred"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
@@ -38,6 +39,21 @@ type guest struct {
 	startTermina     func(context.Context, *pb.StartTerminaRequest) (*pb.StartTerminaResponse, error)
 	kernelVersion    func(context.Context) (*pb.GetKernelVersionResponse, error)
 	shutdown         func(context.Context) (*pb.EmptyMessage, error)
+
+	connections
+}
+
+// connections tell of the host's connections to a guest.
+type connections struct{ ended chan struct{} }
+
+func (connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context   { return ctx }
+func (connections) HandleRPC(context.Context, stats.RPCStats)                         {}
+func (connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+func (c connections) HandleConn(_ context.Context, s stats.ConnStats) {
+	if _, ok := s.(*stats.ConnEnd); ok && c.ended != nil {
+		c.ended <- struct{}{}
+	}
 }
 
 func (g *guest) ConfigureNetwork(ctx context.Context, r *pb.NetworkConfigRequest) (*pb.EmptyMessage, error) {
@@ -112,7 +128,7 @@ func newPair(t *testing.T, g *guest) *pair {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := grpc.NewServer()
+		s := grpc.NewServer(grpc.StatsHandler(g))
 		pb.RegisterMaitredServer(s, g)
 		served := make(chan struct{})
 		go func() {

@@ -21,7 +21,6 @@ import (
 	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -36,7 +35,10 @@ const (
 	maxMessage     = 64 << 10 // bytes, both ways: maitred's messages are small
 	maxHeaders     = 16 << 10 // bytes, both ways; gRPC's own limit is 16 MiB per call
 	setupTimeout   = 10 * time.Second
-	maxWords       = 500 // characters of a guest's error that are passed on
+	// buffer is what a connection holds, in bytes, also while nothing is said;
+	// gRPC's own are eight times as large.
+	buffer   = 4 << 10
+	maxWords = 500 // characters of a guest's error that are passed on
 )
 
 // A Link connects the host with the maitred of one guest.
@@ -44,7 +46,7 @@ type Link struct {
 	log    *slog.Logger
 	server *grpc.Server
 	served chan struct{}
-	conn   *grpc.ClientConn
+	conn   *conn
 	client pb.MaitredClient
 
 	once  sync.Once
@@ -62,19 +64,12 @@ var (
 // New serves the guest's startup calls on l, which is closed with the link,
 // and calls the guest by dial. Nothing is dialled before the first call.
 func New(l net.Listener, dial func(context.Context) (net.Conn, error), log *slog.Logger, opts ...Option) (*Link, error) {
-	conn, err := grpc.NewClient("passthrough:///maitred",
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(false)),
-		grpc.WithMaxHeaderListSize(maxHeaders),
-		grpc.WithNoProxy())
-	if err != nil {
-		return nil, err
-	}
+	c := &conn{dial: dial}
 	k := &Link{
-		log: log, conn: conn, client: pb.NewMaitredClient(conn),
+		log: log, conn: c, client: pb.NewMaitredClient(c),
 		served: make(chan struct{}), ready: make(chan struct{}), installTurn: make(chan struct{}, 1),
 		server: grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams),
+			grpc.ReadBufferSize(buffer), grpc.WriteBufferSize(buffer),
 			grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(setupTimeout)),
 	}
 	for _, o := range opts {
@@ -112,7 +107,7 @@ func (k *Link) Ready() <-chan struct{} { return k.ready }
 func (k *Link) Close() {
 	k.server.Stop()
 	<-k.served
-	k.conn.Close()
+	k.conn.close()
 }
 
 // explain names the call and keeps the guest's words.

@@ -23,6 +23,8 @@ import (
 type Options struct {
 	// Bin is the directory of the built programs, Image the guest image.
 	Bin, Image string
+	// Policies are further policy files for the bus.
+	Policies []string
 	// Log gets what the daemons print.
 	Log io.Writer
 }
@@ -40,9 +42,10 @@ type Bed struct {
 	Concierge string
 	Env       []string
 
-	service User
-	log     io.Writer
-	bus     *exec.Cmd
+	service  User
+	policies []string
+	log      io.Writer
+	bus      *exec.Cmd
 
 	mu        sync.Mutex
 	concierge *Daemon
@@ -50,7 +53,7 @@ type Bed struct {
 
 // New starts the bus. Close ends it and every daemon.
 func New(ctx context.Context, o Options) (*Bed, error) {
-	b := &Bed{log: o.Log, Bin: o.Bin, Image: o.Image, service: Service}
+	b := &Bed{log: o.Log, Bin: o.Bin, Image: o.Image, policies: o.Policies, service: Service}
 	if b.log == nil {
 		b.log = io.Discard
 	}
@@ -158,7 +161,7 @@ func (b *Bed) busConfig() (string, error) {
 	if err != nil || len(files) == 0 {
 		return "", fmt.Errorf("no bus policy in %s: %v", src, err)
 	}
-	for _, f := range files {
+	for _, f := range append(files, b.policies...) {
 		if err := rewrite(f, filepath.Join(policies, filepath.Base(f)), `user="auberge"`, `user="`+b.service.Name+`"`); err != nil {
 			return "", err
 		}

@@ -1,0 +1,124 @@
+package maitred
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+)
+
+// linger is how long a connection to a guest outlives a call. A guest is
+// called a few times when its VM starts and hardly ever afterwards, and an
+// open connection takes eight goroutines and some 40 KiB, an idle one of
+// gRPC's still three goroutines.
+const linger = time.Second
+
+// conn connects to the guest for as long as there are calls.
+type conn struct {
+	dial func(context.Context) (net.Conn, error)
+
+	mu     sync.Mutex
+	open   *grpc.ClientConn
+	calls  int         // in progress
+	begun  int         // calls so far
+	rest   *time.Timer // runs while open is without calls
+	closed bool
+	// resting counts the timers that will fire.
+	resting sync.WaitGroup
+}
+
+var _ grpc.ClientConnInterface = (*conn)(nil)
+
+// take returns a connection that stays until it is given back.
+func (c *conn) take() (*grpc.ClientConn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, grpc.ErrClientConnClosing
+	}
+	c.stopRest()
+	if c.open == nil {
+		open, err := grpc.NewClient("passthrough:///maitred",
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx) }),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(false)),
+			grpc.WithMaxHeaderListSize(maxHeaders),
+			grpc.WithReadBufferSize(buffer), grpc.WithWriteBufferSize(buffer),
+			grpc.WithNoProxy())
+		if err != nil {
+			return nil, err
+		}
+		c.open = open
+	}
+	c.calls++
+	c.begun++
+	return c.open, nil
+}
+
+func (c *conn) giveBack() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls--
+	if c.calls > 0 || c.closed {
+		return
+	}
+	c.resting.Add(1)
+	begun := c.begun
+	c.rest = time.AfterFunc(linger, func() { c.hangUp(begun) })
+}
+
+// stopRest keeps the timer from hanging up, if it has not begun to.
+func (c *conn) stopRest() {
+	if c.rest != nil && c.rest.Stop() {
+		c.resting.Done()
+	}
+	c.rest = nil
+}
+
+// hangUp closes the connection unless a call has begun since.
+func (c *conn) hangUp(begun int) {
+	defer c.resting.Done()
+	c.mu.Lock()
+	var unused *grpc.ClientConn
+	if c.begun == begun {
+		unused, c.open = c.open, nil
+	}
+	c.mu.Unlock()
+	if unused != nil {
+		unused.Close()
+	}
+}
+
+// close ends calls in progress, and there will be no others.
+func (c *conn) close() {
+	c.mu.Lock()
+	c.closed = true
+	c.stopRest()
+	open := c.open
+	c.open = nil
+	c.mu.Unlock()
+	if open != nil {
+		open.Close()
+	}
+	c.resting.Wait()
+}
+
+// Invoke implements grpc.ClientConnInterface.
+func (c *conn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	open, err := c.take()
+	if err != nil {
+		return err
+	}
+	defer c.giveBack()
+	return open.Invoke(ctx, method, args, reply, opts...)
+}
+
+// NewStream implements grpc.ClientConnInterface: maitred has no streams.
+func (c *conn) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+	return nil, status.Error(codes.Unimplemented, "streams are not supported")
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	pb "github.com/auberge-vm/auberge/protos/conciergepb"
+)
+
+// startsAtOnce is how many StartVm calls are in progress at a time.
+const startsAtOnce = 16
+
+// newCrowdBench starts a bench whose VMs are stand-ins.
+func (o *options) newCrowdBench(ctx context.Context) (*bench, *crowd, error) {
+	// Short, because socket addresses are; the testbed's directory is not
+	// known before the service has been started.
+	path := filepath.Join(o.crowdDir, "crowd.sock")
+	c, err := newCrowd(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err := o.newBench(ctx, "--accel", "tcg", "--supervisor", filepath.Join(o.bin, "bench/standin"), "--vsock-backend", path)
+	if err != nil {
+		c.close()
+		return nil, nil, err
+	}
+	return b, c, nil
+}
+
+// benchMany measures the service with many VMs, which are stand-ins.
+func benchMany(ctx context.Context, o *options, t *table) error {
+	b, crowd, err := o.newCrowdBench(ctx)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	defer crowd.close()
+	pid := b.concierge.Cmd.Process.Pid
+
+	// The first one makes what there is only once.
+	if _, err := b.start("first"); err != nil {
+		return errors.Join(err, crowd.err())
+	}
+	before, err := pss(pid)
+	if err != nil {
+		return err
+	}
+	files, tasks := descriptors(pid), threads(pid)
+	begin := time.Now()
+	if err := b.startMany(o.vms); err != nil {
+		return errors.Join(err, crowd.err())
+	}
+	took := time.Since(begin)
+	t.figure(fmt.Sprintf("StartVm with stand-ins for supervisor and guest, %d at once", startsAtOnce), "per second",
+		float64(o.vms)/took.Seconds(), none)
+
+	list, info := p50(func() error {
+		var resp pb.ListVmsResponse
+		err := b.call("ListVms", &pb.ListVmsRequest{}, &resp)
+		if err == nil && len(resp.Vms) != o.vms+1 {
+			err = fmt.Errorf("ListVms lists %d VMs of %d", len(resp.Vms), o.vms+1)
+		}
+		return err
+	}), p50(func() error {
+		var resp pb.GetVmInfoResponse
+		return b.call("GetVmInfo", &pb.GetVmInfoRequest{Name: "first"}, &resp)
+	})
+	for _, m := range []struct {
+		what string
+		f    func() (float64, error)
+	}{{"ListVms", list}, {"GetVmInfo", info}} {
+		us, err := m.f()
+		if err != nil {
+			return err
+		}
+		t.figure(fmt.Sprintf("%s with %d VMs, p50", m.what, o.vms), "us", us, none)
+	}
+	after, err := pss(pid)
+	if err != nil {
+		return err
+	}
+	n := float64(o.vms)
+	t.figure(fmt.Sprintf("vm_concierge, growth of PSS per VM, over %d VMs", o.vms), "KiB", (after-before)/n, atMost(64))
+	t.note("With %d VMs vm_concierge has %.1f descriptors per VM open (the limit of this machine is %s in all) and %d threads (%d before).",
+		o.vms, float64(descriptors(pid)-files)/n, fileLimit(pid), threads(pid), tasks)
+	return crowd.err()
+}
+
+// startMany starts n VMs.
+func (b *bench) startMany(n int) error {
+	next := make(chan int)
+	var wg sync.WaitGroup
+	errs := make(chan error, startsAtOnce)
+	ctx, cancel := context.WithCancel(b.ctx)
+	defer cancel()
+	for range startsAtOnce {
+		wg.Go(func() {
+			for i := range next {
+				if _, err := b.start(fmt.Sprintf("vm%d", i)); err != nil {
+					errs <- err
+					cancel()
+					return
+				}
+			}
+		})
+	}
+feed:
+	for i := range n {
+		select {
+		case next <- i:
+		case <-ctx.Done():
+			break feed
+		}
+	}
+	close(next)
+	wg.Wait()
+	select {
+	case err := <-errs:
+		return err
+	default:
+		return b.ctx.Err()
+	}
+}
