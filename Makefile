@@ -11,7 +11,7 @@ BIN       := bin
 HOST      := daemon/vm_concierge daemon/auberge-vm client/cmd/vmc client/cmd/vsh
 GUEST     := guest/cmd/maitred guest/cmd/vshd
 
-.PHONY: all build deps image protos run test clean $(HOST) $(GUEST)
+.PHONY: all build deps image man protos run test soak clean $(HOST) $(GUEST)
 
 all: build
 
@@ -34,6 +34,12 @@ $(GUEST):
 image: $(GUEST)
 	@packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd
 
+# man writes the manual pages of vmc, from its commands; their date is that of
+# the last commit.
+man:
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) $(GO) run ./client/man $(BIN)/man
+	@echo "$(BIN)/man: $$(ls $(BIN)/man | wc -l) pages"
+
 # protos generates the Go code of the wire contracts again.
 protos:
 	protos/generate.sh
@@ -47,6 +53,11 @@ run: deps build
 # test runs every suite; nothing is skipped.
 test: deps
 	@test/run.sh
+
+# soak takes hours: random kills by the hundred, long streams, fuzzing. What it
+# does how often can be set in the environment; see test/soak.sh.
+soak: deps
+	@test/soak.sh
 
 clean:
 	rm -rf $(BIN)

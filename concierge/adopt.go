@@ -14,11 +14,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/renameio/v2"
-
+	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vmm/crash"
 )
 
 const (
@@ -36,13 +36,16 @@ func (s *Service) recordsDir() string { return filepath.Join(s.cfg.RuntimeDir, "
 
 // writeRecord stores what a restarted service has to know of a VM.
 func (s *Service) writeRecord(v *vm, state recordState) error {
+	s.mu.Lock()
 	v.mu.Lock()
 	r := record{UID: v.key.uid, Label: v.key.label, Name: v.key.name, Word: v.owner.Word, Type: int32(v.typ),
-		CID: v.cid, Net: v.net, Memory: v.memory, State: state}
+		CID: v.cid, Net: v.net, Memory: v.memory, CPUs: v.cpus, Since: v.since, Token: v.token,
+		Disk: v.disk, Sparse: v.sparse, State: state, Disks: v.disks, Processes: v.processes}
 	v.mu.Unlock()
+	s.mu.Unlock()
 	b, err := json.Marshal(r)
 	if err == nil {
-		err = renameio.WriteFile(s.recordPath(v.id), b, 0o600)
+		err = storeFile(s.recordPath(v.id), b, crash.RecordWritten, crash.RecordStored)
 	}
 	if err != nil {
 		return fmt.Errorf("record the VM: %w", err)
@@ -98,49 +101,91 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 	b, err := os.ReadFile(s.recordPath(filepath.Base(dir)))
 	if errors.Is(err, fs.ErrNotExist) {
 		// The record is made before the supervisor: nothing runs here.
-		return os.RemoveAll(dir)
-	}
-	if err != nil {
-		return err
+		return s.removeDir(dir)
 	}
 	var r record
-	if err := json.Unmarshal(b, &r); err != nil {
-		return fmt.Errorf("its record is damaged: %w", err)
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	if err == nil && r.Name == "" {
+		err = errors.New("it names no VM")
+	}
+	if err != nil {
+		return s.withoutRecord(ctx, dir, err)
 	}
 	v := s.vmOf(dir, r)
 	s.claim(v)
-	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
-	defer cancel()
-	m, err := vmm.Attach(ctx, dir)
+	m, err := attach(ctx, dir)
 	switch {
 	case errors.Is(err, vmm.ErrGone):
 		e, rerr := vmm.ReadExit(dir)
 		v.log.Info("a VM ended while the service was away", "reason", e.Reason, "message", e.Message, "err", rerr)
+		s.noteGone(v, e)
 		v.asked = true // nobody can have it any more
 		return s.enterAdopted(v, func() {
 			close(v.started)
+			s.finishOff(v)
 			s.remove(v)
 		})
-	case err != nil:
-		return err
+	case err == nil:
+		var then func()
+		if then, err = s.takeOver(v, r.State, m); err == nil {
+			return s.enterAdopted(v, func() {
+				close(v.started)
+				then()
+			})
+		}
 	}
+	// It may well run: what it has stays its own, and it is tried again.
+	v.log.Error("a VM could not be taken over", "err", err)
+	v.lose(err)
+	return s.enterAdopted(v, func() {
+		close(v.started)
+		s.retry(v, r.State)
+	})
+}
+
+// attach finds a VM's supervisor, within a time that one which does not answer
+// may cost.
+func attach(ctx context.Context, dir string) (*vmm.Machine, error) {
+	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
+	defer cancel()
+	return vmm.Attach(ctx, dir)
+}
+
+// takeOver makes a VM that was found the service's, and says what is to be
+// done with it.
+func (s *Service) takeOver(v *vm, state recordState, m *vmm.Machine) (then func(), err error) {
+	v.mu.Lock()
 	v.machine = m
-	if r.State != recordRunning {
+	if state != recordRunning {
 		// Nobody waits for the rest of its start any more.
 		v.asked = true
-		return s.enterAdopted(v, func() {
-			close(v.started)
+	}
+	v.mu.Unlock()
+	if state != recordRunning {
+		return func() {
+			s.openLog(v)
+			v.note(vmlog.Warning, "the service ended while it started the VM, which is given up")
 			s.abandon(context.Background(), v)
 			s.remove(v)
-		})
+		}, nil
 	}
 	if err := s.connect(v); err != nil {
 		v.letGo()
-		return err
+		v.mu.Lock()
+		v.machine = nil
+		v.mu.Unlock()
+		return nil, err
 	}
 	v.agent.MarkReady()
-	v.status = pb.VmStatus_VM_STATUS_RUNNING
-	return s.enterAdopted(v, func() { s.run(s.quit, v, nil) })
+	v.mu.Lock()
+	v.status, v.startErr, v.suspended = pb.VmStatus_VM_STATUS_RUNNING, nil, m.FoundPaused()
+	v.mu.Unlock()
+	s.changed(v)
+	v.log.Info("found the VM running", "pid", m.PID(), "cid", v.cid)
+	v.note(vmlog.Info, "the service is back and has found the VM running")
+	return func() { s.follow(v) }, nil
 }
 
 func (s *Service) vmOf(dir string, r record) *vm {
@@ -150,9 +195,11 @@ func (s *Service) vmOf(dir string, r record) *vm {
 	return &vm{
 		key: key{uid: r.UID, label: r.Label, name: r.Name}, owner: owner, id: id, dir: dir,
 		cid: r.CID, net: r.Net, typ: pb.VmInfo_VmType(r.Type), memory: r.Memory, announced: true,
+		disks: r.Disks, processes: r.Processes,
 		log:      s.log.With("vm", r.Name, "owner", r.Word, "id", id),
 		starting: ctx, abort: abort,
-		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}),
+		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
+		cpus: r.CPUs, since: r.Since, token: r.Token, disk: r.Disk, sparse: r.Sparse,
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
+	"github.com/auberge-vm/auberge/vmm/crash"
 )
 
 // A disk store is a directory per owner: <state>/disks/<uid>, with a
@@ -76,6 +77,7 @@ func (s *Service) CreateDiskImage(_ context.Context, sub policy.Subject, req *pb
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the disk store: %w", err)
 	}
+	crash.At(crash.StoreMade)
 	size, err := diskSize(dir, req.DiskSize)
 	if err != nil {
 		return nil, err
@@ -159,10 +161,12 @@ func makeDisk(dir, name string, size int64, req *pb.CreateDiskImageRequest) erro
 	if err := f.Sync(); err != nil {
 		return err
 	}
+	crash.At(crash.DiskMade)
 	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, filepath.Join(dir, name), unix.AT_SYMLINK_FOLLOW)
 	if err != nil {
 		return err
 	}
+	crash.At(crash.DiskLinked)
 	return syncDir(dir)
 }
 
@@ -193,6 +197,8 @@ func (s *Service) DestroyDiskImage(ctx context.Context, sub policy.Subject, req 
 	if err != nil {
 		return nil, err
 	}
+	// A VM without a disk has a log too, and no other call takes it away.
+	s.removeLog(ctx, sub, req.VmName)
 	if exists {
 		err = os.Remove(path)
 	}
@@ -201,6 +207,7 @@ func (s *Service) DestroyDiskImage(ctx context.Context, sub policy.Subject, req 
 			FailureReason: fmt.Sprintf("VM %q has no disk image", req.VmName)}, nil
 	}
 	if err == nil {
+		crash.At(crash.DiskRemoved)
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
@@ -211,12 +218,13 @@ func (s *Service) DestroyDiskImage(ctx context.Context, sub policy.Subject, req 
 
 // ListVmDisks lists an owner's disk images. A request that uses what the seed
 // does not know is answered with HEAD's message, any other with the seed's.
-func (s *Service) ListVmDisks(_ context.Context, sub policy.Subject, req *pb.ListVmDisksRequest) (proto.Message, error) {
+func (s *Service) ListVmDisks(ctx context.Context, sub policy.Subject, req *pb.ListVmDisksRequest) (proto.Message, error) {
 	disks, total, err := s.listDisks(sub.Owner, req)
 	if req.AllLocations || req.VmName != "" {
 		if err != nil {
 			return &pb.ListVmDisksResponse{FailureReason: err.Error()}, nil
 		}
+		s.allGuestSizes(ctx, sub, disks)
 		return &pb.ListVmDisksResponse{Success: true, Images: disks, TotalSize: total}, nil
 	}
 	if err != nil {
@@ -281,3 +289,6 @@ func (s *Service) diskInfo(o policy.Owner, file string) (d *pb.VmDiskInfo, used 
 		ImageType: typ, Path: path, UserChosenSize: err == nil && n == 1 && chosen[0] == '1',
 	}, uint64(st.Blocks) * 512
 }
+
+// isQcow2Name says whether a path names a qcow2 image of a store.
+func isQcow2Name(path string) bool { return strings.HasSuffix(path, qcow2Suffix) }

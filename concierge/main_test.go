@@ -49,6 +49,11 @@ func TestMain(m *testing.M) {
 		switch os.Args[1] {
 		case "run":
 			os.Exit(supervise())
+		case vmm.CleanCommand:
+			if err := vmm.CleanDir("."); err != nil {
+				os.Exit(fatal(err))
+			}
+			os.Exit(0)
 		case "hypervisor":
 			os.Exit(hypervise(os.Getenv(hypervisorEnv)))
 		case "--guest-cid":
@@ -62,7 +67,7 @@ func TestMain(m *testing.M) {
 // What the fake processes do comes in the environment.
 const (
 	hypervisorEnv = "CONCIERGE_TEST_HYPERVISOR" // words for hypervise
-	guestEnv      = "CONCIERGE_TEST_GUEST"      // mute, refuses, stays
+	guestEnv      = "CONCIERGE_TEST_GUEST"      // mute, refuses, stays, hangs, "says:" and what it says instead of OK
 )
 
 func fatal(err error) int {
@@ -180,6 +185,12 @@ func guest(device, path string) int {
 				c.Close()
 				return
 			}
+			if text, ok := strings.CutPrefix(fault, "says:"); ok {
+				io.WriteString(c, text)
+				io.Copy(io.Discard, c)
+				c.Close()
+				return
+			}
 			io.WriteString(c, "OK 1\n")
 			agent.conns <- c
 		}()
@@ -208,7 +219,21 @@ func (maitredServer) SetResolvConfig(context.Context, *guestpb.SetResolvConfigRe
 	return &guestpb.EmptyMessage{}, nil
 }
 
-func (maitredServer) SetTime(context.Context, *guestpb.SetTimeRequest) (*guestpb.EmptyMessage, error) {
+func (m maitredServer) SetTime(ctx context.Context, _ *guestpb.SetTimeRequest) (*guestpb.EmptyMessage, error) {
+	if m.fault == "hangs" {
+		<-ctx.Done()
+	}
+	return &guestpb.EmptyMessage{}, nil
+}
+
+func (m maitredServer) PrepareToSuspend(ctx context.Context, e *guestpb.EmptyMessage) (*guestpb.EmptyMessage, error) {
+	if m.fault == "sleepless" {
+		return nil, errors.New("the disk does not answer")
+	}
+	return e, nil
+}
+
+func (maitredServer) SetTimezone(context.Context, *guestpb.SetTimezoneRequest) (*guestpb.EmptyMessage, error) {
 	return &guestpb.EmptyMessage{}, nil
 }
 
@@ -244,15 +269,33 @@ func (o *fakeOpener) Open(_ context.Context, c policy.Caller, path string, mode 
 
 // recorder remembers the signals, as "name of the signal, name of the VM".
 type recorder struct {
-	mu   sync.Mutex
-	said []string
+	mu      sync.Mutex
+	said    []string
+	changes []change
 }
 
 func (r *recorder) Emit(_ uint32, signal string, msg proto.Message) {
-	name := msg.ProtoReflect().Get(msg.ProtoReflect().Descriptor().Fields().ByName("name")).String()
+	name := "" // some are about no VM
+	if fd := msg.ProtoReflect().Descriptor().Fields().ByName("name"); fd != nil {
+		name = msg.ProtoReflect().Get(fd).String()
+	}
 	r.mu.Lock()
 	r.said = append(r.said, strings.TrimSuffix(signal, "Signal")+" "+name)
 	r.mu.Unlock()
+}
+
+// EmitChange remembers what became of VMs and operations.
+func (r *recorder) EmitChange(_ uint32, signal, _ string, sequence uint64, what map[string]any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.changes = append(r.changes, change{signal, sequence, what})
+}
+
+// A change is one signal of our own interface.
+type change struct {
+	signal   string
+	sequence uint64
+	what     map[string]any
 }
 
 func (r *recorder) take() []string {

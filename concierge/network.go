@@ -102,7 +102,7 @@ type kernelPorts struct {
 func listenKernelPorts() (*kernelPorts, error) {
 	k := &kernelPorts{byPort: map[uint32]*vsock.Demux{}}
 	// The other ports belong to services that come with their own listeners.
-	for _, port := range []uint32{vsock.PortStartupListener} {
+	for _, port := range []uint32{vsock.PortStartupListener, vsock.PortLogCollector} {
 		d, err := vsock.ListenKernel(port)
 		if err != nil {
 			k.close()

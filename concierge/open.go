@@ -23,6 +23,7 @@ type opening struct {
 	service *Service
 	caller  policy.Caller
 	owner   policy.Owner
+	name    string
 }
 
 type fdMap = map[pb.StartVmRequest_FdType]*os.File
@@ -156,6 +157,10 @@ func (o opening) disks(ctx context.Context, req *pb.StartVmRequest, fds fdMap, p
 			return errNoStateful
 		}
 		p.termina = &guestlink.Termina{StatefulDevice: stateful}
+		if p.disk.Has && deviceName(p.disk.Index) == stateful {
+			p.disk.Stateful = true
+			p.sparse = isSparse(p.files[p.spec.Disks[p.disk.Index].File])
+		}
 		for _, f := range req.Features {
 			p.termina.Features = append(p.termina.Features, int32(f))
 		}
@@ -188,6 +193,9 @@ func (o opening) disk(ctx context.Context, i int, d *pb.DiskImage, p *plan) erro
 		}
 	}
 	p.spec.Disks = append(p.spec.Disks, vmm.Disk{File: p.add(f), Format: format, ReadOnly: !d.Writable, Serial: fmt.Sprintf("disk%d", i)})
+	if own, _, err := o.service.diskPath(o.owner, o.name); err == nil && d.Writable && d.Path == own {
+		p.disk = ownDisk{Has: true, Index: len(p.spec.Disks) - 1}
+	}
 	if d.DoMount {
 		if d.MountPoint == "" {
 			return errors.New("do_mount is set without a mount_point")
@@ -269,4 +277,17 @@ func dupAll(files []*os.File) ([]*os.File, error) {
 		own = append(own, d)
 	}
 	return own, nil
+}
+
+// isSparse says that an image takes less of the host's disk than it may.
+func isSparse(f *os.File) bool {
+	var st unix.Stat_t
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	if cerr := raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &st) }); cerr != nil || err != nil {
+		return false
+	}
+	return st.Blocks*512 < st.Size
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
 	"github.com/auberge-vm/auberge/guestlink"
@@ -42,6 +43,11 @@ type plan struct {
 	timeout time.Duration
 	mounts  []guestlink.Mount
 	termina *guestlink.Termina
+	disk    ownDisk
+	// sparse: the stateful disk can grow on the host.
+	sparse bool
+	// token and user are for a guest without containers.
+	token, user string
 }
 
 func (p *plan) close() {
@@ -80,7 +86,7 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	if s.cfg.Vsock == vsock.ModeUser {
 		p.spec.Vsock.Ports = vsock.HostPorts[:]
 	}
-	o := opening{service: s, caller: opensAs(sub), owner: sub.Owner}
+	o := opening{service: s, caller: opensAs(sub), owner: sub.Owner, name: req.Name}
 	if err := o.boot(ctx, req, fds, p); err != nil {
 		return nil, err
 	}
@@ -89,6 +95,12 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	}
 	if p.spec.Accel, err = s.accelerator(ctx); err != nil {
 		return nil, err
+	}
+	if err := s.launchAllowed(p.spec.Accel); err != nil {
+		return nil, err
+	}
+	if req.VmType == pb.VmInfo_BRUSCHETTA || req.VmType == pb.VmInfo_BAGUETTE {
+		p.token, p.user = uuid.NewString(), req.VmUsername
 	}
 	p.timeout = patience(req.Timeout, p.spec.Accel)
 	params := []string{baseCmdline, "auberge.vsock=" + string(s.cfg.Vsock)}

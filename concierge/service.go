@@ -1,6 +1,7 @@
 package concierge
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,8 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/auberge-vm/auberge/concierge/host"
+	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
 	"github.com/auberge-vm/auberge/vsock"
@@ -41,6 +44,9 @@ type Opener interface {
 // the order of its calls and does not wait for receivers.
 type Events interface {
 	Emit(owner uint32, signal string, msg proto.Message)
+	// EmitChange announces a change of a VM or an operation on our own
+	// interface, in plain values.
+	EmitChange(owner uint32, signal, instance string, sequence uint64, what map[string]any)
 }
 
 // Config is how a Service runs.
@@ -59,6 +65,14 @@ type Config struct {
 	Network NetworkMode
 	// Pool is divided into a /29 for each VM.
 	Pool netip.Prefix
+	// Host is where guests' time zone and resolver come from.
+	Host host.Host
+	// SpaceInterval is how often the free space of the image store is looked
+	// at; zero means every ten seconds.
+	SpaceInterval time.Duration
+	// AllowVulnerableCPU lets guests run on processors with flaws that the
+	// host does nothing about.
+	AllowVulnerableCPU bool
 	// VMGroup is the group in which this process meets the VMs' user; it gets
 	// the VMs' directories. Negative where VMs run as this process's own user.
 	VMGroup int
@@ -73,6 +87,9 @@ type Config struct {
 // contains the addresses that ChromeOS uses.
 var DefaultPool = netip.MustParsePrefix("100.115.128.0/17")
 
+// spaceInterval is how often the free space of the image store is looked at.
+const spaceInterval = 10 * time.Second
+
 // A Service is the concierge.
 type Service struct {
 	cfg Config
@@ -85,9 +102,14 @@ type Service struct {
 	closed  bool
 	accel   *vmm.AccelChoice
 
+	operations operations
+	journal    journal
+
 	// settingsTurn lets one ConfigureVm at a time read and write back.
 	settingsTurn chan struct{}
 	kernelPorts  *kernelPorts
+	logs         *vmlog.Store
+	logPipes     *logPipes
 	running      sync.WaitGroup
 	// quit ends every goroutine of the service; VMs stay.
 	quit context.Context
@@ -117,9 +139,11 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.SpaceInterval = cmp.Or(cfg.SpaceInterval, spaceInterval)
 	quit, stop := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, log: cfg.Log, vms: map[key]*vm{}, nextCID: vsock.CIDFirst, nets: nets,
-		settingsTurn: make(chan struct{}, 1), quit: quit, stop: stop}
+		operations: operations{}, journal: newJournal(),
+		settingsTurn: make(chan struct{}, 1), logs: vmlog.NewStore(), logPipes: newLogPipes(), quit: quit, stop: stop}
 	if err := s.prepareDirs(); err != nil {
 		stop()
 		return nil, err
@@ -130,7 +154,19 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 			return nil, fmt.Errorf("kernel vsock was asked for: %w (load vhost_vsock, or use user mode)", err)
 		}
 	}
+	for _, dir := range []string{s.recordsDir(), filepath.Join(s.cfg.StateDir, "settings")} {
+		if err := sweep(dir); err != nil {
+			s.log.Warn("remove what was left unfinished", "err", err)
+		}
+	}
 	s.adoptAll(ctx)
+	if w, err := cfg.Host.Watch(s.log); err == nil {
+		s.running.Go(func() { s.watchHost(w) })
+	} else {
+		s.log.Error("guests will not learn of changes of the host", "err", err)
+	}
+	s.running.Go(s.tell)
+	s.running.Go(s.watchSpace)
 	return s, nil
 }
 

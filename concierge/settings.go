@@ -11,11 +11,11 @@ import (
 	"path/filepath"
 	"runtime"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vmm/crash"
 )
 
 // Settings are what an owner has chosen for a VM; a nil field is not chosen.
@@ -68,10 +68,19 @@ func (s *Service) ConfigureVm(ctx context.Context, sub policy.Subject, name stri
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("store the settings of %q: %w", name, err)
 	}
-	if err := renameio.WriteFile(path, b, 0o600); err != nil {
+	crash.At(crash.SettingsDirMade)
+	if err := storeFile(path, b, crash.SettingsWritten, crash.SettingsStored); err != nil {
 		return fmt.Errorf("store the settings of %q: %w", name, err)
 	}
 	return nil
+}
+
+// GetVmSettings returns what ConfigureVm has stored.
+func (s *Service) GetVmSettings(sub policy.Subject, name string) (Settings, error) {
+	if err := policy.CheckName(name); err != nil {
+		return Settings{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return s.settings(keyOf(sub.Owner, name))
 }
 
 func (c Settings) check() error {

@@ -16,6 +16,7 @@ import (
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vmm/crash"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
@@ -96,7 +97,7 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine
 		cid: s.nextCID, net: net, typ: vmType(req), status: pb.VmStatus_VM_STATUS_STARTING,
 		log:   s.log.With("vm", req.Name, "owner", sub.Owner.Word, "id", id),
 		abort: abort, starting: ctx,
-		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}),
+		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
 	}
 	// CIDs are not used again while the service runs.
 	s.nextCID++
@@ -124,6 +125,7 @@ func vmType(req *pb.StartVmRequest) pb.VmInfo_VmType {
 // with its own descriptors.
 func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files []*os.File) {
 	own, err := dupAll(files)
+	op := s.beginOperation(opStart, v.owner, v.key.name, func() { v.requestStop(pb.VmStopReason_STOP_VM_REQUESTED) })
 	start := func(ctx context.Context) error {
 		defer v.abort(nil)
 		defer closeFiles(own)
@@ -132,7 +134,7 @@ func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files
 		}
 		p, err := s.prepare(ctx, v, sub, req, own)
 		if err == nil {
-			err = s.boot(ctx, v, p)
+			err = s.boot(ctx, v, p, op)
 			p.close()
 		}
 		if err != nil && errors.Is(context.Cause(ctx), errStopped) {
@@ -142,21 +144,30 @@ func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files
 	}
 	go func() {
 		defer s.running.Done()
-		s.run(v.starting, v, start)
+		s.run(v.starting, v, start, op)
 	}()
 }
 
 // boot makes a VM of a plan. On failure nothing of it runs any more.
-func (s *Service) boot(ctx context.Context, v *vm, p *plan) (err error) {
-	s.emit(v, "VmStartingUpSignal", &pb.VmStartingUpSignal{Name: v.key.name, OwnerId: v.owner.Word,
-		VmType: v.typ, Cid: int64(v.cid)})
-	v.announced = true
+func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err error) {
+	if err := s.reserveDisks(v, p); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.memory, v.cpus, v.disk, v.sparse, v.token = p.spec.MemoryMiB<<20, p.spec.CPUs, p.disk, p.sparse, p.token
+	v.mu.Unlock()
+	s.changed(v)
 	if err := s.makeDir(v); err != nil {
 		return err
 	}
+	// From here on the VM's end is told, by the next service if not by this.
 	if err := s.writeRecord(v, recordStarting); err != nil {
 		return err
 	}
+	s.emit(v, "VmStartingUpSignal", &pb.VmStartingUpSignal{Name: v.key.name, OwnerId: v.owner.Word,
+		VmType: v.typ, Cid: int64(v.cid)})
+	v.announced = true
+	crash.At(crash.StartAnnounced)
 	begin := time.Now()
 	m, err := s.cfg.Launcher.Launch(ctx, v.dir, &p.spec, p.files)
 	if err != nil {
@@ -165,19 +176,27 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan) (err error) {
 	p.close()
 	launched := time.Since(begin)
 	v.mu.Lock()
-	v.machine, v.memory = m, p.spec.MemoryMiB<<20
+	v.machine, v.processes = m, m.Processes()
 	v.mu.Unlock()
+	crash.At(crash.Launched)
+	s.progress(op, "booting", 10)
 	defer func() {
 		if err != nil {
 			s.abandon(ctx, v)
 		}
 	}()
+	// Should its supervisor fall silent, others have to know its processes.
+	if err := s.writeRecord(v, recordStarting); err != nil {
+		return err
+	}
 	if err := s.connect(v); err != nil {
 		return err
 	}
 	if err := s.waitReady(ctx, v, p.timeout); err != nil {
 		return s.withConsole(v, err)
 	}
+	crash.At(crash.GuestReady)
+	s.progress(op, "configuring", 60)
 	ready := time.Since(begin)
 	if err := s.configure(ctx, v, p); err != nil {
 		// A guest that ended under our calls says more than the calls do.
@@ -186,6 +205,7 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan) (err error) {
 		}
 		return s.withConsole(v, err)
 	}
+	crash.At(crash.GuestConfigured)
 	// make bench reads these.
 	v.log.Info("the guest is set up", "launched", launched, "ready", ready, "configured", time.Since(begin))
 	return s.writeRecord(v, recordRunning)
@@ -211,13 +231,18 @@ func (s *Service) makeDir(v *vm) error {
 	if err := os.Mkdir(v.dir, 0o700); err != nil {
 		return fmt.Errorf("create the VM's directory: %w", err)
 	}
+	crash.At(crash.DirMade)
 	if s.cfg.VMGroup < 0 {
 		return nil
 	}
 	if err := os.Chown(v.dir, -1, s.cfg.VMGroup); err != nil {
 		return fmt.Errorf("give the VM's directory to its group: %w", err)
 	}
-	return os.Chmod(v.dir, 0o770)
+	if err := os.Chmod(v.dir, 0o770); err != nil {
+		return fmt.Errorf("give the VM's directory to its group: %w", err)
+	}
+	crash.At(crash.DirShared)
+	return nil
 }
 
 // connect prepares the link to the guest's agent before the guest speaks.
@@ -226,7 +251,10 @@ func (s *Service) connect(v *vm) error {
 	if err != nil {
 		return err
 	}
-	link, err := maitred.New(l, dialer(v.machine, vsock.PortMaitred), v.log)
+	link, err := maitred.New(l, dialer(v.machine, vsock.PortMaitred), v.log, maitred.WithInstallListener(func(st guestlink.InstallState) {
+		s.emit(v, "VmInstallStateSignal", &pb.VmInstallStateSignal{State: pb.VmInstallStateSignal_State(st.State),
+			InProgressStep: pb.VmInstallStateSignal_Step(st.Step), InProgressPercent: st.Percent, FailedReason: st.Reason})
+	}))
 	if err != nil {
 		l.Close()
 		return err
@@ -234,6 +262,7 @@ func (s *Service) connect(v *vm) error {
 	v.mu.Lock()
 	v.agent = link
 	v.mu.Unlock()
+	s.collect(v)
 	return nil
 }
 
@@ -275,38 +304,47 @@ const consoleLines = 15
 
 // configure brings a guest that is up into the state that was asked for.
 func (s *Service) configure(ctx context.Context, v *vm, p *plan) error {
-	each := func(timeout time.Duration, f func(context.Context) error) error {
-		ctx, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		return f(ctx)
-	}
 	if n := p.spec.Network; n != nil {
-		err := each(agentTimeout, func(ctx context.Context) error {
+		err := within(ctx, agentTimeout, func(ctx context.Context) error {
 			return v.agent.ConfigureNetwork(ctx, networkOf(*n))
 		})
-		if err != nil {
-			return err
+		if err == nil {
+			err = s.setResolver(ctx, v, n)
 		}
-		err = each(agentTimeout, func(ctx context.Context) error {
-			return v.agent.SetResolver(ctx, guestlink.Resolver{NameServers: []string{n.NameServer.String()}})
-		})
 		if err != nil {
 			return err
 		}
 	}
-	err := each(agentTimeout, func(ctx context.Context) error { return v.agent.SetTime(ctx, time.Now()) })
+	err := within(ctx, agentTimeout, func(ctx context.Context) error { return v.agent.SetTime(ctx, time.Now()) })
 	if err != nil {
 		return err
 	}
+	s.refreshTimezone(ctx, v)
 	for _, m := range p.mounts {
-		if err := each(agentTimeout, func(ctx context.Context) error { return v.agent.Mount(ctx, m) }); err != nil {
+		if err := within(ctx, agentTimeout, func(ctx context.Context) error { return v.agent.Mount(ctx, m) }); err != nil {
 			return err
 		}
 	}
+	if err := s.startTermina(ctx, v, p); err != nil {
+		return err
+	}
+	if p.token != "" {
+		// Without it only the agents that come with containers are missing.
+		err := within(ctx, agentTimeout, func(ctx context.Context) error {
+			return v.agent.ConfigureContainerGuest(ctx, p.token, p.user)
+		})
+		if err != nil {
+			v.log.Warn("the guest has no token", "err", err)
+		}
+	}
+	return nil
+}
+
+func (s *Service) startTermina(ctx context.Context, v *vm, p *plan) error {
 	if p.termina == nil {
 		return nil
 	}
-	return each(terminaTimeout, func(ctx context.Context) error {
+	return within(ctx, terminaTimeout, func(ctx context.Context) error {
 		r, err := v.agent.StartTermina(ctx, *p.termina)
 		if err != nil {
 			return err
@@ -316,6 +354,9 @@ func (s *Service) configure(ctx context.Context, v *vm, p *plan) error {
 		v.mu.Unlock()
 		if r.Mount == guestlink.MountFailure {
 			return errors.New("the VM's stateful disk cannot be mounted")
+		}
+		if free, err := freeSpace(s.disksDir()); err == nil {
+			s.tellSpace(ctx, v, free)
 		}
 		return nil
 	})

@@ -11,10 +11,12 @@ import (
 
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 
+	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/guestlink"
 	"github.com/auberge-vm/auberge/guestlink/maitred"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vmm/crash"
 )
 
 // A vm is one entry of the table, from the moment a start is accepted until
@@ -30,9 +32,16 @@ type vm struct {
 	typ   pb.VmInfo_VmType
 	log   *slog.Logger
 
+	// disks are the images that the VM has open; under the table's lock.
+	disks []diskUse
+
 	// starting is the context of a start in progress, which abort ends.
 	starting context.Context
 	abort    context.CancelCauseFunc
+	// diary is the VM's log and collector what hears the guest's part of it;
+	// run's alone.
+	diary     *vmlog.Log
+	collector *maitred.Collector
 	// announced is set when the owner has been told of the VM; run's alone.
 	announced bool
 	// stopping is closed by the first request to stop.
@@ -41,6 +50,8 @@ type vm struct {
 	started chan struct{}
 	// gone is closed last, when the entry has left the table.
 	gone chan struct{}
+	// turn is held by whoever suspends, resumes or stops the VM.
+	turn chan struct{}
 
 	mu       sync.Mutex
 	machine  *vmm.Machine
@@ -50,13 +61,40 @@ type vm struct {
 	startErr error
 	termina  guestlink.TerminaResult
 	asked    bool // a stop was asked, or is due without
-	reason   pb.VmStopReason
+	// processes are known also while nobody answers for them.
+	processes vmm.Processes
+	reason    pb.VmStopReason
+
+	cpus      int
+	since     time.Time // it runs
+	suspended bool
+	kernel    string // what the guest said of its kernel
+	// token is what the agents of a guest without containers are known by.
+	token string
+	disk  ownDisk
+	// sparse says that the guest should know how much space the host has;
+	// space is what it was told last.
+	sparse, spaceTold bool
+	space             int64
+
+	resizing bool // guarded by the service's lock
+}
+
+// ownDisk is the disk of a VM that is in its owner's store under the VM's name.
+type ownDisk struct {
+	Has bool `json:"has,omitempty"`
+	// Index is its place in the Spec.
+	Index int `json:"index,omitempty"`
+	// Stateful: the guest has its stateful file system on it.
+	Stateful bool `json:"stateful,omitempty"`
 }
 
 // agent is what this package uses of a guest's agent.
 type agent interface {
 	guestlink.Agent
 	guestlink.ContainerHost
+	guestlink.UserManager
+	guestlink.StorageManager
 	// MarkReady spares a VM found running its word that it is up.
 	MarkReady()
 }
@@ -74,6 +112,7 @@ func (v *vm) info() *pb.VmInfo {
 	if v.net.Guest.IsValid() {
 		i.Ipv4Address = maitred.NetworkOrder(v.net.Guest)
 	}
+	i.Pid = int32(v.processes.Hypervisor.PID)
 	if v.machine != nil {
 		i.Pid = int32(v.machine.PID())
 	}
@@ -118,28 +157,31 @@ func (v *vm) stopReason() pb.VmStopReason {
 	return pb.VmStopReason_VM_EXITED
 }
 
-// run is the life of a VM: boot starts it; without boot it runs already, found
-// after a restart. It returns with the VM gone, or still there when the service ends.
-func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) error) {
-	if boot == nil {
-		v.log.Info("found the VM running", "pid", v.machine.PID(), "cid", v.cid)
-		close(v.started)
-		s.follow(v)
-		return
-	}
+// run is the life of a VM, which boot starts; that of one found after a restart
+// begins with follow. It returns with the VM gone, or still there when the
+// service ends.
+func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) error, op *operation) {
 	if err := boot(ctx); err != nil {
 		v.log.Warn("VM did not start", "err", err)
+		v.noteFailure(err)
 		v.mu.Lock()
 		v.startErr = err
 		v.mu.Unlock()
 		s.remove(v)
+		s.finish(op, err)
 		close(v.started)
 		return
 	}
-	v.setStatus(pb.VmStatus_VM_STATUS_RUNNING)
+	v.mu.Lock()
+	v.status, v.since = pb.VmStatus_VM_STATUS_RUNNING, time.Now()
+	v.mu.Unlock()
+	s.changed(v)
+	s.finish(op, nil)
 	v.log.Info("VM started", "pid", v.machine.PID(), "cid", v.cid)
+	v.note(vmlog.Info, "the VM has started")
 	s.emit(v, "VmStartedSignal", &pb.VmStartedSignal{Name: v.key.name, OwnerId: v.owner.Word,
 		VmInfo: v.info(), Status: pb.VmStatus_VM_STATUS_RUNNING})
+	crash.At(crash.Started)
 	close(v.started)
 	// A goroutine of its own, because the stack of this one has grown with all
 	// that a start takes.
@@ -158,6 +200,7 @@ func (s *Service) follow(v *vm) {
 	if v.machineEnded() {
 		e := v.machine.Exit()
 		v.log.Info("VM ended", "reason", e.Reason, "message", e.Message)
+		v.noteEnd(e)
 	} else if s.quit.Err() != nil {
 		v.letGo()
 		return
@@ -170,6 +213,7 @@ func (v *vm) letGo() {
 	if v.agent != nil {
 		v.agent.Close()
 	}
+	v.closeLog()
 	if v.machine != nil {
 		v.machine.Release()
 	}
@@ -188,16 +232,20 @@ func (v *vm) machineEnded() bool {
 // up when the service ends: the next one finds what has become of the VM.
 func (s *Service) shutdown(v *vm) {
 	v.log.Info("stopping VM", "reason", v.stopReason())
+	v.note(vmlog.Info, "stopping the VM: %v", v.stopReason())
+	s.changed(v)
 	s.emitStopping(v)
-	ctx, cancel := context.WithTimeout(s.quit, shutdownTimeout)
-	err := v.agent.PowerOff(ctx)
-	cancel()
+	op := s.beginOperation(opStop, v.owner, v.key.name, nil)
+	defer s.finish(op, nil)
+	crash.At(crash.StopAnnounced)
+	err := s.powerOff(v)
+	crash.At(crash.PoweredOff)
 	if err == nil && endsWithin(s.quit, v.machine, exitGrace+shutdownGrace) || s.quit.Err() != nil {
 		return
 	}
 	v.log.Warn("the guest did not shut down", "err", err)
 	// The supervisor's own ladder has three steps.
-	ctx, cancel = context.WithTimeout(s.quit, 4*exitGrace)
+	ctx, cancel := context.WithTimeout(s.quit, 4*exitGrace)
 	err = v.machine.Stop(ctx, "the guest did not shut down in order")
 	cancel()
 	if err == nil || s.quit.Err() != nil {
@@ -208,6 +256,25 @@ func (s *Service) shutdown(v *vm) {
 		v.log.Error("kill the VM's supervisor", "err", err)
 	}
 	endsWithin(s.quit, v.machine, exitGrace)
+}
+
+// powerOff asks the guest to power off; one that is suspended goes on for that.
+func (s *Service) powerOff(v *vm) error {
+	ctx, cancel := context.WithTimeout(s.quit, shutdownTimeout)
+	defer cancel()
+	if err := v.takeTurn(ctx); err != nil {
+		return err
+	}
+	defer v.endTurn()
+	if v.isSuspended() {
+		if err := v.machine.Resume(ctx); err != nil {
+			return err
+		}
+		v.mu.Lock()
+		v.suspended = false
+		v.mu.Unlock()
+	}
+	return v.agent.PowerOff(ctx)
 }
 
 // shutdownGrace is what the guest itself gives its processes to end.
@@ -232,22 +299,30 @@ func (s *Service) remove(v *vm) {
 	if v.agent != nil {
 		v.agent.Close()
 	}
-	if err := os.RemoveAll(v.dir); err != nil {
+	crash.At(crash.BeforeRemoval)
+	v.closeLog()
+	if err := s.removeDir(v.dir); err != nil {
 		v.log.Error("remove the VM's directory", "err", err)
 	}
-	if err := os.Remove(s.recordPath(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		v.log.Error("remove the VM's record", "err", err)
-	}
+	crash.At(crash.DirRemoved)
 	// Nobody finds it any more, and only then its owner is told; but its place
 	// is taken until that is done, so that signals of a next one come after.
+	// The record goes last: what this service does not get to tell, the next
+	// one does.
 	v.setStatus(pb.VmStatus_VM_STATUS_STOPPED)
 	if v.announced {
 		s.emit(v, "VmStoppedSignal", &pb.VmStoppedSignal{Name: v.key.name, OwnerId: v.owner.Word,
 			Cid: int64(v.cid), Reason: v.stopReason()})
 	}
+	crash.At(crash.StoppedAnnounced)
+	if err := os.Remove(s.recordPath(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		v.log.Error("remove the VM's record", "err", err)
+	}
+	crash.At(crash.RecordRemoved)
 	s.mu.Lock()
 	delete(s.vms, v.key)
 	s.nets.release(v.net)
+	s.journal.note(v.key.uid, vmChanged, v.describe())
 	s.mu.Unlock()
 	close(v.gone)
 }
@@ -267,7 +342,15 @@ type record struct {
 	CID    uint32      `json:"cid"`
 	Net    vmm.Network `json:"network"`
 	Memory int64       `json:"memory"`
+	CPUs   int         `json:"cpus,omitempty"`
+	Since  time.Time   `json:"since,omitzero"`
+	Token  string      `json:"token,omitempty"`
+	Disk   ownDisk     `json:"disk,omitzero"`
+	Sparse bool        `json:"sparse,omitempty"`
 	State  recordState `json:"state"`
+	Disks  []diskUse   `json:"disks,omitempty"`
+	// Processes are not known before they run.
+	Processes vmm.Processes `json:"processes"`
 }
 
 type recordState string

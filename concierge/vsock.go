@@ -21,10 +21,15 @@ func (s *Service) ConnectVsock(ctx context.Context, sub policy.Subject, name str
 		return nil, err
 	}
 	v.mu.Lock()
-	m := v.machine
+	m, suspended, lost := v.machine, v.suspended, v.startErr
 	v.mu.Unlock()
-	if m == nil {
+	switch {
+	case m == nil && lost != nil:
+		return nil, fmt.Errorf("%w: %w", ErrNotRunning, lost)
+	case m == nil:
 		return nil, fmt.Errorf("%w: %q is still being started", ErrNotRunning, name)
+	case suspended:
+		return nil, fmt.Errorf("%w: %q is suspended; resume it first", ErrNotRunning, name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()

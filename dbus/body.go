@@ -97,8 +97,8 @@ func (r *bodyReader) text(b []byte) string {
 	return string(b)
 }
 
-// dict reads an a{sv} whose values are of the types s, u and t, into string,
-// uint32 and uint64. Settings need no other types, and a key comes only once.
+// dict reads an a{sv} whose values are of the types b, s, u and t, into bool,
+// string, uint32 and uint64. Settings need no other types, and a key comes only once.
 func (r *bodyReader) dict() map[string]any {
 	n := r.uint32()
 	r.take(0, 8)
@@ -113,6 +113,12 @@ func (r *bodyReader) dict() map[string]any {
 			value = r.string()
 		case "u":
 			value = r.uint32()
+		case "b":
+			b := r.uint32()
+			if b > 1 {
+				r.fail(fmt.Errorf("%q is the boolean %d", key, b))
+			}
+			value = b == 1
 		case "t":
 			value = r.uint64()
 		default:

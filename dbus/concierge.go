@@ -25,6 +25,13 @@ const (
 	VmStartedSignal    = "VmStartedSignal"
 	VmStoppingSignal   = "VmStoppingSignal"
 	VmStoppedSignal    = "VmStoppedSignal"
+	// VmInstallStateSignal is what a guest says that installs itself.
+	VmInstallStateSignal = "VmInstallStateSignal"
+	// DiskImageProgress comes at most once a second for an operation, and at
+	// its beginning and end.
+	DiskImageProgress = "DiskImageProgress"
+	// DnsSettingsChanged is about the host and goes to everybody.
+	DnsSettingsChanged = "DnsSettingsChanged"
 )
 
 // A Concierge handles the methods of org.chromium.VmConcierge. The subject
@@ -44,6 +51,26 @@ type Concierge interface {
 	// ListVmDisks returns a ListVmDisksSeedResponse unless the request uses
 	// all_locations or vm_name, and a ListVmDisksResponse then.
 	ListVmDisks(ctx context.Context, s policy.Subject, req *conciergepb.ListVmDisksRequest) (proto.Message, error)
+	ResizeDiskImage(ctx context.Context, s policy.Subject, req *conciergepb.ResizeDiskImageRequest) (*conciergepb.ResizeDiskImageResponse, error)
+	// DiskImageStatus and CancelDiskImageOperation know the caller's own
+	// operations, an administrator's calls all of them.
+	DiskImageStatus(ctx context.Context, s policy.Subject, req *conciergepb.DiskImageStatusRequest) (*conciergepb.DiskImageStatusResponse, error)
+	CancelDiskImageOperation(ctx context.Context, s policy.Subject, req *conciergepb.CancelDiskImageRequest) (*conciergepb.SuccessFailureResponse, error)
+
+	// StopVmWithoutOwnerId, StopAllVms and SyncVmTimes are about all VMs of
+	// the caller, an administrator's calls about everybody's.
+	StopVmWithoutOwnerId(ctx context.Context, s policy.Subject, req *conciergepb.StopVmRequest) (*conciergepb.SuccessFailureResponse, error)
+	StopAllVms(ctx context.Context, s policy.Subject) error
+	SyncVmTimes(ctx context.Context, s policy.Subject) (*conciergepb.SyncVmTimesResponse, error)
+	SuspendVm(ctx context.Context, s policy.Subject, req *conciergepb.SuspendVmRequest) (*conciergepb.SuccessFailureResponse, error)
+	ResumeVm(ctx context.Context, s policy.Subject, req *conciergepb.ResumeVmRequest) (*conciergepb.SuccessFailureResponse, error)
+	SetUpVmUser(ctx context.Context, s policy.Subject, req *conciergepb.SetUpVmUserRequest) (*conciergepb.SetUpVmUserResponse, error)
+	GetVmEnterpriseReportingInfo(ctx context.Context, s policy.Subject, req *conciergepb.GetVmEnterpriseReportingInfoRequest) (*conciergepb.GetVmEnterpriseReportingInfoResponse, error)
+	GetVmLogs(ctx context.Context, s policy.Subject, req *conciergepb.GetVmLogsRequest) (*conciergepb.GetVmLogsResponse, error)
+
+	// GetDnsSettings and GetVmLaunchAllowed are about the host.
+	GetDnsSettings(ctx context.Context, s policy.Subject) (*conciergepb.DnsSettings, error)
+	GetVmLaunchAllowed(ctx context.Context, s policy.Subject, req *conciergepb.GetVmLaunchAllowedRequest) (*conciergepb.GetVmLaunchAllowedResponse, error)
 }
 
 // ConciergeService is the face of vm_concierge. With a nil h it describes the
@@ -67,12 +94,28 @@ func ConciergeService(h Concierge) Service {
 			methodWithFiles("CreateDiskImage", policy.RightOwn, h, Concierge.CreateDiskImage),
 			method("DestroyDiskImage", policy.RightOwn, h, Concierge.DestroyDiskImage),
 			listVmDisks,
+			method("ResizeDiskImage", policy.RightOwn, h, Concierge.ResizeDiskImage),
+			method("DiskImageStatus", policy.RightAny, h, Concierge.DiskImageStatus),
+			method("CancelDiskImageOperation", policy.RightAny, h, Concierge.CancelDiskImageOperation),
+			method("StopVmWithoutOwnerId", policy.RightAny, h, Concierge.StopVmWithoutOwnerId),
+			methodWithoutAnswer("StopAllVms", policy.RightAny, h, Concierge.StopAllVms),
+			methodWithoutRequest("SyncVmTimes", policy.RightAny, h, Concierge.SyncVmTimes),
+			method("SuspendVm", policy.RightOwn, h, Concierge.SuspendVm),
+			method("ResumeVm", policy.RightOwn, h, Concierge.ResumeVm),
+			method("SetUpVmUser", policy.RightOwn, h, Concierge.SetUpVmUser),
+			method("GetVmEnterpriseReportingInfo", policy.RightOwn, h, Concierge.GetVmEnterpriseReportingInfo),
+			method("GetVmLogs", policy.RightOwn, h, Concierge.GetVmLogs),
+			methodWithoutRequest("GetDnsSettings", policy.RightAny, h, Concierge.GetDnsSettings),
+			method("GetVmLaunchAllowed", policy.RightAny, h, Concierge.GetVmLaunchAllowed),
 		},
 		Signals: []Signal{
-			{VmStartingUpSignal, new(conciergepb.VmStartingUpSignal)},
-			{VmStartedSignal, new(conciergepb.VmStartedSignal)},
-			{VmStoppingSignal, new(conciergepb.VmStoppingSignal)},
-			{VmStoppedSignal, new(conciergepb.VmStoppedSignal)},
+			{Name: VmStartingUpSignal, Payload: new(conciergepb.VmStartingUpSignal)},
+			{Name: VmStartedSignal, Payload: new(conciergepb.VmStartedSignal)},
+			{Name: VmStoppingSignal, Payload: new(conciergepb.VmStoppingSignal)},
+			{Name: VmStoppedSignal, Payload: new(conciergepb.VmStoppedSignal)},
+			{Name: VmInstallStateSignal, Payload: new(conciergepb.VmInstallStateSignal)},
+			{Name: DiskImageProgress, Payload: new(conciergepb.DiskImageStatusResponse)},
+			{Name: DnsSettingsChanged, Payload: new(conciergepb.DnsSettings), Public: true},
 		},
 	}
 }

@@ -29,7 +29,40 @@ type Concierge1 interface {
 	ConnectVsock(ctx context.Context, s policy.Subject, name string, port uint32) (*os.File, error)
 	// ConfigureVm changes the settings with which a VM will start.
 	ConfigureVm(ctx context.Context, s policy.Subject, name string, settings VMSettings) error
+	// GetVmSettings tells what ConfigureVm has set.
+	GetVmSettings(ctx context.Context, s policy.Subject, name string) (VMSettings, error)
+	// ListenVsock returns a listening socket for the guest's streams to a port
+	// of the host, and that port, which the service chooses when it is 0. The
+	// file is the caller's.
+	ListenVsock(ctx context.Context, s policy.Subject, name string, port uint32) (*os.File, uint32, error)
+	// OpenVmLogs returns the reading end of a pipe with the VM's log. The file
+	// is the caller's.
+	OpenVmLogs(ctx context.Context, s policy.Subject, name string, options LogOptions) (*os.File, error)
+	// GetState returns all that the caller may see.
+	GetState(ctx context.Context, s policy.Subject) (State, error)
+	// ListOperations returns the caller's operations, running and recent.
+	ListOperations(ctx context.Context, s policy.Subject) ([]map[string]any, error)
 }
+
+// A State is one snapshot. Signals of our own interface with the same Instance
+// and a higher Sequence came after it; another Instance is another run of the
+// service, whose state has to be asked for again.
+type State struct {
+	Instance string
+	Sequence uint64
+	// VMs and Operations are dictionaries like those in VmChanged and
+	// OperationChanged.
+	VMs, Operations []map[string]any
+}
+
+// Signals of our own interface, to those who may see the VM.
+const (
+	// VmChanged tells what a VM is now; its status is "stopped" when it has
+	// gone.
+	VmChanged = "VmChanged"
+	// OperationChanged tells how far an operation is.
+	OperationChanged = "OperationChanged"
+)
 
 // Concierge1Interface is the face of our own interface of vm_concierge. With a
 // nil h it describes the face to a client and can't be served.
@@ -55,11 +88,49 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 				return nil, h.ConfigureVm(ctx, c.subject, c.args[0].(string), settings)
 			},
 		},
+		{
+			Name: "GetVmSettings", Right: policy.RightOwn,
+			In:  []Arg{{"name", "s"}, {ownerArg, "s"}},
+			Out: []Arg{{"settings", "a{sv}"}},
+			handle: func(ctx context.Context, c *plainCall) ([]any, error) {
+				set, err := h.GetVmSettings(ctx, c.subject, c.args[0].(string))
+				return []any{set.dict()}, err
+			},
+		},
+		{
+			Name: "ListenVsock", Right: policy.RightOwn,
+			In:  []Arg{{"name", "s"}, {ownerArg, "s"}, {"port", "u"}},
+			Out: []Arg{{"listener", "h"}, {"port", "u"}},
+			handle: func(ctx context.Context, c *plainCall) ([]any, error) {
+				f, port, err := h.ListenVsock(ctx, c.subject, c.args[0].(string), c.args[2].(uint32))
+				return []any{f, port}, err
+			},
+		},
+		openVmLogs(h),
+		{
+			Name: "GetState", Right: policy.RightAny,
+			Out: []Arg{{"instance", "s"}, {"sequence", "t"}, {"vms", "aa{sv}"}, {"operations", "aa{sv}"}},
+			handle: func(ctx context.Context, c *plainCall) ([]any, error) {
+				st, err := h.GetState(ctx, c.subject)
+				return []any{st.Instance, st.Sequence, st.VMs, st.Operations}, err
+			},
+		},
+		{
+			Name: "ListOperations", Right: policy.RightAny,
+			Out: []Arg{{"operations", "aa{sv}"}},
+			handle: func(ctx context.Context, c *plainCall) ([]any, error) {
+				ops, err := h.ListOperations(ctx, c.subject)
+				return []any{ops}, err
+			},
+		},
 		// The signals of the VMs that the caller has the right to see: for an
 		// administrator everybody's, for others their own, which they get
 		// without asking.
 		{Name: "Subscribe", Right: policy.RightAny, handle: subscribe(true)},
 		{Name: "Unsubscribe", Right: policy.RightAny, handle: subscribe(false)},
+	}, Signals: []PlainSignal{
+		{VmChanged, []Arg{{"instance", "s"}, {"sequence", "t"}, {"vm", "a{sv}"}}},
+		{OperationChanged, []Arg{{"instance", "s"}, {"sequence", "t"}, {"operation", "a{sv}"}}},
 	}}
 	if h == nil {
 		for i := range own.Methods {
@@ -95,6 +166,21 @@ func readSettings(d map[string]any) (VMSettings, error) {
 		}
 	}
 	return s, nil
+}
+
+// dict is the settings that are set, as readSettings reads them.
+func (s VMSettings) dict() map[string]any {
+	d := map[string]any{}
+	if s.MemoryMiB != nil {
+		d["memory"] = *s.MemoryMiB
+	}
+	if s.CPUs != nil {
+		d["cpus"] = *s.CPUs
+	}
+	if s.Network != nil {
+		d["network"] = *s.Network
+	}
+	return d
 }
 
 func setting[T any](value any) (*T, bool) {

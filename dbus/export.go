@@ -87,6 +87,7 @@ func (s *Server) exportService(service Service) error {
 		s.signals[signal.Name] = exportedSignal{
 			path: service.Path, iface: service.Interface,
 			payload: signal.Payload.ProtoReflect().Descriptor().FullName(),
+			public:  signal.Public,
 		}
 	}
 	if !slices.Contains(s.names, service.BusName) {
@@ -102,6 +103,12 @@ func (s *Server) exportOwn(own OwnInterface) error {
 			return fmt.Errorf("method %s: %w", m.Name, err)
 		}
 		methods[m.Name] = &plainEndpoint{m}
+	}
+	for _, signal := range own.Signals {
+		if _, ok := s.signals[signal.Name]; ok {
+			return fmt.Errorf("signal %s is there twice", signal.Name)
+		}
+		s.signals[signal.Name] = exportedSignal{path: own.Path, iface: own.Name, args: signatureOf(signal.Args)}
 	}
 	return s.export(own.Path, describeOwn(own), methods)
 }

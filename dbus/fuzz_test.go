@@ -67,6 +67,7 @@ func FuzzCall(f *testing.F) {
 	add("ss", 0, "a", "b")
 	add("ssu", 0, "vm", "", uint32(1))
 	add("ssa{sv}", 0, "vm", "", map[string]dbus.Variant{"memory": dbus.MakeVariant(uint64(1)), "network": dbus.MakeVariant("none")})
+	add("ssa{sv}", 0, "vm", "", map[string]dbus.Variant{"follow": dbus.MakeVariant(true), "lines": dbus.MakeVariant(uint32(5))})
 	// godbus's decoder never returns from this one.
 	f.Add("ssa{sv}", []byte("\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x18\x00\x00\x00\x01\x00\x00\x00x\x00\x03a()\x00\x00\x00\x00\x00\x08\x00\x00\x00"), byte(0), false)
 	tables := [][]Arg{{}, {{"a", "s"}}, {{"a", "s"}, {"b", "s"}}}
@@ -88,6 +89,7 @@ func FuzzCall(f *testing.F) {
 				for _, arg := range args {
 					if d, ok := arg.(map[string]any); ok {
 						readSettings(d)
+						readLogOptions(d)
 					}
 				}
 			}

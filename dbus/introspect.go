@@ -65,6 +65,13 @@ func describeOwn(own OwnInterface) introspect.Interface {
 		}
 		described.Methods = append(described.Methods, d)
 	}
+	for _, signal := range own.Signals {
+		d := introspect.Signal{Name: signal.Name}
+		for _, arg := range signal.Args {
+			d.Args = append(d.Args, introspect.Arg{Name: arg.Name, Type: arg.Type})
+		}
+		described.Signals = append(described.Signals, d)
+	}
 	return described
 }
 

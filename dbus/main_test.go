@@ -35,7 +35,12 @@ type handler struct {
 	destroyDiskImage func(context.Context, policy.Subject, *conciergepb.DestroyDiskImageRequest) (*conciergepb.DestroyDiskImageResponse, error)
 	listVmDisks      func(context.Context, policy.Subject, *conciergepb.ListVmDisksRequest) (proto.Message, error)
 	connectVsock     func(context.Context, policy.Subject, string, uint32) (*os.File, error)
+	openVmLogs       func(context.Context, policy.Subject, string, LogOptions) (*os.File, error)
 	configureVm      func(context.Context, policy.Subject, string, VMSettings) error
+	stopAllVms       func(context.Context, policy.Subject) error
+	syncVmTimes      func(context.Context, policy.Subject) (*conciergepb.SyncVmTimesResponse, error)
+	getVmSettings    func(context.Context, policy.Subject, string) (VMSettings, error)
+	getState         func(context.Context, policy.Subject) (State, error)
 }
 
 func (h *handler) StartVm(ctx context.Context, s policy.Subject, req *conciergepb.StartVmRequest, fds []*os.File) (*conciergepb.StartVmResponse, error) {
@@ -99,6 +104,93 @@ func (h *handler) ConfigureVm(ctx context.Context, s policy.Subject, name string
 		return errUnset
 	}
 	return h.configureVm(ctx, s, name, settings)
+}
+
+func (h *handler) ResizeDiskImage(context.Context, policy.Subject, *conciergepb.ResizeDiskImageRequest) (*conciergepb.ResizeDiskImageResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) DiskImageStatus(context.Context, policy.Subject, *conciergepb.DiskImageStatusRequest) (*conciergepb.DiskImageStatusResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) CancelDiskImageOperation(context.Context, policy.Subject, *conciergepb.CancelDiskImageRequest) (*conciergepb.SuccessFailureResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) StopVmWithoutOwnerId(context.Context, policy.Subject, *conciergepb.StopVmRequest) (*conciergepb.SuccessFailureResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) StopAllVms(ctx context.Context, s policy.Subject) error {
+	if h.stopAllVms == nil {
+		return errUnset
+	}
+	return h.stopAllVms(ctx, s)
+}
+
+func (h *handler) SyncVmTimes(ctx context.Context, s policy.Subject) (*conciergepb.SyncVmTimesResponse, error) {
+	if h.syncVmTimes == nil {
+		return nil, errUnset
+	}
+	return h.syncVmTimes(ctx, s)
+}
+
+func (h *handler) SuspendVm(context.Context, policy.Subject, *conciergepb.SuspendVmRequest) (*conciergepb.SuccessFailureResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) ResumeVm(context.Context, policy.Subject, *conciergepb.ResumeVmRequest) (*conciergepb.SuccessFailureResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) SetUpVmUser(context.Context, policy.Subject, *conciergepb.SetUpVmUserRequest) (*conciergepb.SetUpVmUserResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) GetVmEnterpriseReportingInfo(context.Context, policy.Subject, *conciergepb.GetVmEnterpriseReportingInfoRequest) (*conciergepb.GetVmEnterpriseReportingInfoResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) GetDnsSettings(context.Context, policy.Subject) (*conciergepb.DnsSettings, error) {
+	return nil, errUnset
+}
+
+func (h *handler) GetVmLaunchAllowed(context.Context, policy.Subject, *conciergepb.GetVmLaunchAllowedRequest) (*conciergepb.GetVmLaunchAllowedResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) ListenVsock(context.Context, policy.Subject, string, uint32) (*os.File, uint32, error) {
+	return nil, 0, errUnset
+}
+
+func (h *handler) GetVmLogs(context.Context, policy.Subject, *conciergepb.GetVmLogsRequest) (*conciergepb.GetVmLogsResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) OpenVmLogs(ctx context.Context, s policy.Subject, name string, o LogOptions) (*os.File, error) {
+	if h.openVmLogs == nil {
+		return nil, errUnset
+	}
+	return h.openVmLogs(ctx, s, name, o)
+}
+
+func (h *handler) ListOperations(context.Context, policy.Subject) ([]map[string]any, error) {
+	return nil, errUnset
+}
+
+func (h *handler) GetVmSettings(ctx context.Context, s policy.Subject, name string) (VMSettings, error) {
+	if h.getVmSettings == nil {
+		return VMSettings{}, errUnset
+	}
+	return h.getVmSettings(ctx, s, name)
+}
+
+func (h *handler) GetState(ctx context.Context, s policy.Subject) (State, error) {
+	if h.getState == nil {
+		return State{}, errUnset
+	}
+	return h.getState(ctx, s)
 }
 
 // echo answers GetVmInfo with what it was asked for.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/godbus/dbus/v5"
+
 	"github.com/auberge-vm/auberge/policy"
 )
 
@@ -15,6 +17,13 @@ import (
 type OwnInterface struct {
 	Path, Name string
 	Methods    []PlainMethod
+	Signals    []PlainSignal
+}
+
+// A PlainSignal carries plain D-Bus values.
+type PlainSignal struct {
+	Name string
+	Args []Arg
 }
 
 // A PlainMethod takes and returns plain D-Bus types.
@@ -68,6 +77,37 @@ func (m *PlainMethod) ownerIndex() int {
 	return -1
 }
 
+// plainValues turns dictionaries into what godbus encodes as a{sv}.
+func plainValues(values []any) []any {
+	out := make([]any, len(values))
+	for i, v := range values {
+		switch v := v.(type) {
+		case map[string]any:
+			out[i] = variants(v)
+		case []map[string]any:
+			list := make([]map[string]dbus.Variant, len(v))
+			for j, d := range v {
+				list[j] = variants(d)
+			}
+			out[i] = list
+		default:
+			out[i] = v
+		}
+	}
+	return out
+}
+
+func variants(d map[string]any) map[string]dbus.Variant {
+	out := make(map[string]dbus.Variant, len(d))
+	for k, v := range d {
+		if s, ok := v.(string); ok {
+			v = callerText(s)
+		}
+		out[k] = dbus.MakeVariant(v)
+	}
+	return out
+}
+
 // plainEndpoint answers the calls of a PlainMethod.
 type plainEndpoint struct{ PlainMethod }
 
@@ -96,7 +136,7 @@ func (e *plainEndpoint) serve(ctx context.Context, c *call) (body, error) {
 	if err != nil {
 		return body{}, asCallError(err, ErrorFailed)
 	}
-	b, err := writeResults(results)
+	b, err := writeResults(plainValues(results))
 	if err == nil && b.sig != signatureOf(e.Out) {
 		closeAll(b.fds)
 		err = fmt.Errorf("results of type %q", b.sig)

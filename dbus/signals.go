@@ -20,7 +20,9 @@ const audienceTimeout = 2 * time.Second
 // An exportedSignal is a table's entry with the place that it comes from.
 type exportedSignal struct {
 	path, iface string
-	payload     protoreflect.FullName
+	payload     protoreflect.FullName // of a signal with a protobuf
+	args        string                // signature of one with plain values
+	public      bool
 }
 
 // Emit sends a signal about a VM of the given user to those who may hear of
@@ -40,12 +42,33 @@ func (s *Server) Emit(ctx context.Context, ownerUID uint32, member string, msg p
 	if err != nil {
 		return fmt.Errorf("can't encode signal %s: %w", member, err)
 	}
+	return s.emit(ctx, ownerUID, member, signal, payloadBody(data))
+}
+
+// EmitOwn sends a signal of one of our own interfaces, with plain values, to
+// the same people. A map[string]any among the values goes as a{sv}.
+func (s *Server) EmitOwn(ctx context.Context, ownerUID uint32, member string, values ...any) error {
+	signal, ok := s.signals[member]
+	if !ok || signal.payload != "" {
+		return fmt.Errorf("there is no signal %s of our own", member)
+	}
+	b, err := plainBody(plainValues(values)...)
+	if err == nil && b.sig != signal.args {
+		err = fmt.Errorf("values of type %q instead of %q", b.sig, signal.args)
+	}
+	if err != nil {
+		return fmt.Errorf("can't encode signal %s: %w", member, err)
+	}
+	return s.emit(ctx, ownerUID, member, signal, b)
+}
+
+func (s *Server) emit(ctx context.Context, ownerUID uint32, member string, signal exportedSignal, b body) error {
 	sess := s.current.Load()
 	if sess == nil {
 		return nil
 	}
 	to := []string{""}
-	if !s.opts.BroadcastSignals {
+	if !s.opts.BroadcastSignals && !signal.public {
 		ctx, cancel := context.WithTimeout(ctx, audienceTimeout)
 		defer cancel()
 		to = sess.peers.choose(ctx, func(c policy.Caller, subscribed bool) bool {
@@ -54,7 +77,7 @@ func (s *Server) Emit(ctx context.Context, ownerUID uint32, member string, msg p
 	}
 	o := &outgoing{
 		typ: typeSignal, flags: flagNoReply, path: signal.path, iface: signal.iface,
-		member: member, body: payloadBody(data),
+		member: member, body: b,
 	}
 	for _, o.destination = range to {
 		if err := sess.link.send(o); errors.Is(err, errClosed) {

@@ -37,6 +37,8 @@ func (s Service) Method(name string) (Method, bool) {
 type Signal struct {
 	Name    string
 	Payload proto.Message // a prototype
+	// Public signals are about nobody's VMs and broadcast.
+	Public bool
 }
 
 // A Method takes at most one serialized protobuf and returns at most one.
@@ -69,7 +71,7 @@ type SeedResponse struct {
 
 // ResponseFor returns the prototype of the answer to req.
 func (m Method) ResponseFor(req proto.Message) proto.Message {
-	if m.Seed == nil {
+	if m.Seed == nil || req == nil {
 		return m.Response
 	}
 	r := req.ProtoReflect()
@@ -130,6 +132,25 @@ func methodWithFiles[H any, Req, Resp proto.Message](name string, right policy.R
 		m.handle = func(ctx context.Context, c *invocation) (proto.Message, error) {
 			return f(h, ctx, c.subject, c.request.(Req), c.files)
 		}
+	}
+	return m
+}
+
+// methodWithoutRequest is method for one that takes no argument.
+func methodWithoutRequest[H any, Resp proto.Message](name string, right policy.Right, h H,
+	f func(H, context.Context, policy.Subject) (Resp, error)) Method {
+	m := Method{Name: name, Right: right, Response: prototype[Resp]()}
+	if any(h) != nil {
+		m.handle = func(ctx context.Context, c *invocation) (proto.Message, error) { return f(h, ctx, c.subject) }
+	}
+	return m
+}
+
+// methodWithoutAnswer is method for one that has neither argument nor result.
+func methodWithoutAnswer[H any](name string, right policy.Right, h H, f func(H, context.Context, policy.Subject) error) Method {
+	m := Method{Name: name, Right: right}
+	if any(h) != nil {
+		m.handle = func(ctx context.Context, c *invocation) (proto.Message, error) { return nil, f(h, ctx, c.subject) }
 	}
 	return m
 }

@@ -20,6 +20,12 @@ type Agent interface {
 	SetResolver(ctx context.Context, r Resolver) error
 	// SetTime sets the guest's clock.
 	SetTime(ctx context.Context, t time.Time) error
+	// SetTimezone sets the guest's time zone, a name such as Europe/Paris.
+	SetTimezone(ctx context.Context, name string) error
+	// HostNetworkChanged makes the guest forget what it knows of the network.
+	HostNetworkChanged(ctx context.Context) error
+	// PrepareToSuspend makes the guest write to its disks what it has to.
+	PrepareToSuspend(ctx context.Context) error
 	// Mount mounts a file system in the guest.
 	Mount(ctx context.Context, m Mount) error
 	// KernelVersion returns release and version of the guest's kernel.
@@ -29,6 +35,54 @@ type Agent interface {
 	PowerOff(ctx context.Context) error
 	// Close ends the connections; the guest runs on.
 	Close()
+}
+
+// A UserManager is an agent that manages the guest's users.
+type UserManager interface {
+	// SetUpUser makes a user, or finds the one that has its uid, and returns
+	// the name.
+	SetUpUser(ctx context.Context, u User) (string, error)
+	// ConfigureContainerGuest hands a guest without containers the token by
+	// which its agents are known.
+	ConfigureContainerGuest(ctx context.Context, token, user string) error
+}
+
+// User is a wish for a user of the guest.
+type User struct {
+	Name   string
+	UID    *uint32 // nil leaves it to the guest
+	Groups []string
+}
+
+// A StorageManager is an agent that knows the stateful file system. Sizes are
+// in bytes.
+type StorageManager interface {
+	// UpdateStorageBalloon tells how much is free on the host's disk.
+	UpdateStorageBalloon(ctx context.Context, free int64, state DiskSpace) error
+	// ResizeFilesystem begins to change the size.
+	ResizeFilesystem(ctx context.Context, size uint64) error
+	// ResizeStatus says whether that goes on, and how large the file system is.
+	ResizeStatus(ctx context.Context) (running bool, size uint64, err error)
+	// MinimumSize is the smallest size to which it can be changed.
+	MinimumSize(ctx context.Context) (uint64, error)
+	// AvailableSpace is what is free in it.
+	AvailableSpace(ctx context.Context) (uint64, error)
+}
+
+// DiskSpace says how full the host's disk is.
+type DiskSpace int
+
+const (
+	DiskSpaceNormal DiskSpace = iota + 1
+	DiskSpaceLow
+	DiskSpaceCritical
+)
+
+// An InstallState is what a guest tells that installs itself.
+type InstallState struct {
+	State, Step int32
+	Percent     int64
+	Reason      string
 }
 
 // A ContainerHost is an agent that can prepare its VM for containers.

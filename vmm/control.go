@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/auberge-vm/auberge/vmm/crash"
 )
 
 // The control socket carries one JSON object per packet (SOCK_SEQPACKET), with
@@ -37,6 +39,10 @@ const (
 	opConsole   operation = "console"   // the console's tail
 	opStop      operation = "stop"      // end the VM at once
 	opWatch     operation = "watch"     // tell when it has ended
+	opPause     operation = "pause"     // stop the processors
+	opResume    operation = "resume"    // let them go on
+	opListen    operation = "listen"    // a listening socket for one more port
+	opResize    operation = "resize"    // change a disk's size
 )
 
 type request struct {
@@ -44,6 +50,11 @@ type request struct {
 	Spec *Spec     `json:"spec,omitempty"`
 	// Reason is why a stop was asked, for the exit record.
 	Reason string `json:"reason,omitempty"`
+	// Port is the port to listen on.
+	Port uint32 `json:"port,omitempty"`
+	// Disk and Size, in bytes, are for a resize.
+	Disk int   `json:"disk,omitempty"`
+	Size int64 `json:"size,omitempty"`
 }
 
 type reply struct {
@@ -62,6 +73,8 @@ type Status struct {
 	// PID is the hypervisor's; zero while nothing runs.
 	PID  int   `json:"pid"`
 	Spec *Spec `json:"spec,omitempty"`
+	// Paused says that the processors stand still because somebody asked.
+	Paused bool `json:"paused,omitempty"`
 }
 
 // sendPacket writes one JSON packet with descriptors.
@@ -218,6 +231,9 @@ func callForFiles(ctx context.Context, path string, req request, files []*os.Fil
 	sendErr := sendPacket(c, req, files)
 	if sendErr != nil && !errors.Is(sendErr, syscall.EPIPE) {
 		return nil, nil, controlError(ctx, req.Op, sendErr)
+	}
+	if req.Op == opLaunch {
+		crash.At(crash.LaunchSent)
 	}
 	// One that refuses us may have said why before it hung up.
 	var r reply

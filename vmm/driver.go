@@ -30,6 +30,19 @@ type Monitor interface {
 	Close() error
 }
 
+// A Pauser is a Monitor that can stop the VM's processors and let them go on.
+// Both calls may be repeated.
+type Pauser interface {
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+}
+
+// A DiskResizer is a Monitor that can change a disk's size under the guest's
+// eyes. The disk is its place in the Spec; the size is in bytes.
+type DiskResizer interface {
+	ResizeDisk(ctx context.Context, disk int, size int64) error
+}
+
 // Names of files in a VM's directory.
 const (
 	BackendSocket = "vhost.sock"   // vhost-user socket of the vsock backend

@@ -39,7 +39,7 @@ func writeExit(dir string, e Exit) error {
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(dir, exitFile), b, 0o640)
+	return renameio.WriteFile(filepath.Join(dir, exitFile), b, 0o640, renameio.WithTempDir(dir))
 }
 
 // maxExit bounds an exit record, in bytes; that of a real supervisor is little

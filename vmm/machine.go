@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/auberge-vm/auberge/vmm/crash"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
@@ -42,6 +43,7 @@ type Machine struct {
 	process *os.Process
 	// lifeline ends when the last process of the VM has gone.
 	lifeline  *os.File
+	paused    bool
 	listeners map[uint32]*vsock.Listener
 	watcher   *net.UnixConn
 	watched   chan struct{} // closed when nobody watches any more
@@ -104,10 +106,12 @@ func (l *Launcher) startSupervisor(m *Machine) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{f, hold, lifeline}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	crash.At(crash.BeforeSupervisor)
 	if err := l.start(cmd); err != nil {
 		lifeline.Close()
 		return fmt.Errorf("start the VM's supervisor: %w", err)
 	}
+	crash.At(crash.SupervisorForked)
 	m.lifeline, m.process = lifeline, cmd.Process
 	return nil
 }
@@ -179,9 +183,10 @@ func (m *Machine) attach(ctx context.Context) error {
 	if r.Status.Spec == nil || r.Status.PID == 0 {
 		// Whoever meant to give it one is not there any more.
 		m.Kill()
+		m.awaitProcesses()
 		return fmt.Errorf("%w: the supervisor has no VM", ErrGone)
 	}
-	m.Spec, m.pid = r.Status.Spec, r.Status.PID
+	m.Spec, m.pid, m.paused = r.Status.Spec, r.Status.PID, r.Status.Paused
 	return m.follow(ctx)
 }
 

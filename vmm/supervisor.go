@@ -61,6 +61,7 @@ type Supervisor struct {
 	backend   *child
 	endpoints map[uint32]*os.File
 	order     []uint32
+	paused    bool
 
 	// stageGrace, launchGrace and backendReady, but in tests.
 	grace, orphan, ready time.Duration
@@ -171,6 +172,9 @@ func (s *Supervisor) serve(c *net.UnixConn) {
 		return
 	}
 	r, out := s.handle(&req, files)
+	if req.Op == opListen {
+		defer closeAll(out) // the caller's alone; all others are kept
+	}
 	if err := sendPacket(c, r, out); err != nil {
 		s.cfg.Log.Warn("answer a control request", "op", req.Op, "err", err)
 		return
@@ -205,6 +209,22 @@ func (s *Supervisor) handle(req *request, files []*os.File) (reply, []*os.File) 
 	case opStop:
 		s.stop(req.Reason)
 		return reply{Status: s.status()}, nil
+	case opPause, opResume:
+		if err := s.setPaused(req.Op == opPause); err != nil {
+			return fail(err)
+		}
+		return reply{Status: s.status()}, nil
+	case opResize:
+		if err := s.resizeDisk(req.Disk, req.Size); err != nil {
+			return fail(err)
+		}
+		return reply{Status: s.status()}, nil
+	case opListen:
+		f, err := s.listenFor(req.Port)
+		if err != nil {
+			return fail(err)
+		}
+		return reply{Ports: []uint32{req.Port}}, []*os.File{f}
 	}
 	return fail(fmt.Errorf("unknown request %q", req.Op))
 }
@@ -222,7 +242,7 @@ func (s *Supervisor) watch(c *net.UnixConn) {
 func (s *Supervisor) status() *Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := &Status{Spec: s.spec}
+	st := &Status{Spec: s.spec, Paused: s.paused}
 	if s.hyper != nil && s.hyper.Process != nil {
 		st.PID = s.hyper.Process.Pid
 	}
@@ -431,6 +451,7 @@ func (s *Supervisor) endHypervisor() {
 	s.mu.Lock()
 	hyper, monitor := s.hyper, s.monitor
 	s.mu.Unlock()
+	s.thaw()
 	if monitor != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), s.grace)
 		err := monitor.Quit(ctx)

@@ -26,12 +26,12 @@ const systemAddress = "unix:path=/run/dbus/system_bus_socket;unix:path=/var/run/
 // in D-Bus's form such as unix:path=/run/x/bus, or just the absolute path of a
 // socket. Empty is System. The context bounds connecting, not the connection.
 // The connection passes descriptors. The error says what was tried.
-func Connect(ctx context.Context, address string) (*dbus.Conn, error) {
+func Connect(ctx context.Context, address string, options ...dbus.ConnOption) (*dbus.Conn, error) {
 	name, full, err := resolve(address)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := dial(ctx, full)
+	conn, err := dial(ctx, full, options)
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to %s at %s: %w%s", name, full, err, advice(address, err))
 	}
@@ -74,14 +74,14 @@ func sessionAddress() (string, error) {
 	return "unix:path=" + dbus.EscapeBusAddressValue(dir+"/bus"), nil
 }
 
-func dial(ctx context.Context, address string) (*dbus.Conn, error) {
+func dial(ctx context.Context, address string, options []dbus.ConnOption) (*dbus.Conn, error) {
 	type result struct {
 		conn *dbus.Conn
 		err  error
 	}
 	dialled := make(chan result, 1)
 	go func() {
-		conn, err := dbus.Dial(address)
+		conn, err := dbus.Dial(address, options...)
 		dialled <- result{conn, err}
 	}()
 	var res result

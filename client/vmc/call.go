@@ -4,66 +4,76 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-
-	"github.com/auberge-vm/auberge/dbus"
 )
 
 func (a *app) callCommand() *cobra.Command {
-	var names []string
-	for _, m := range dbus.ConciergeService(nil).Methods {
-		names = append(names, m.Name)
-	}
-	slices.Sort(names)
 	return &cobra.Command{
 		Use:   "call METHOD [JSON]",
 		Short: "Call a method of vm_concierge with a request in JSON",
 		Long: "Send METHOD the request that JSON says (\"-\" reads it from standard input, nothing is\n" +
-			"the empty request) and print the response as JSON. Methods:\n  " + strings.Join(names, ", ") + ".",
-		Example:   `  vmc call GetVmInfo '{"name": "termina"}'`,
-		Args:      cobra.RangeArgs(1, 2),
-		ValidArgs: names,
+			"the empty request) and print the response as JSON, {} where there is none. Methods:\n  " +
+			wrapped(methodNames(), 76, "  ") + ".",
+		Example:           `  vmc call GetVmInfo '{"name": "termina"}'`,
+		Args:              cobra.RangeArgs(1, 2),
+		ValidArgsFunction: completeFirst(methodNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			text := "{}"
-			if len(args) == 2 {
-				text = args[1]
-			}
-			if text == "-" {
-				b, err := io.ReadAll(a.in)
-				if err != nil {
-					return err
-				}
-				text = string(b)
-			}
-			return a.rawCall(cmd.Context(), args[0], text)
+			return a.rawCall(cmd.Context(), args[0], args[1:])
 		},
 	}
 }
 
-func (a *app) rawCall(ctx context.Context, name, text string) error {
-	table := dbus.ConciergeService(nil)
-	m, ok := table.Method(name)
-	if !ok {
-		return withCode(ExitUsage, fmt.Errorf("%s has no method %q; see \"vmc call --help\"", table.Interface, name))
+// wrapped joins words by commas in lines of a width.
+func wrapped(words []string, width int, indent string) string {
+	var b strings.Builder
+	column := 0
+	for i, w := range words {
+		switch {
+		case i == 0:
+		case column+len(w)+3 > width:
+			b.WriteString(",\n" + indent)
+			column = 0
+		default:
+			b.WriteString(", ")
+			column += 2
+		}
+		b.WriteString(w)
+		column += len(w)
 	}
-	req := m.Request.ProtoReflect().New().Interface()
-	if err := parseJSON(text, req); err != nil {
-		return withCode(ExitUsage, fmt.Errorf("the request is no %s: %w", req.ProtoReflect().Descriptor().FullName(), err))
+	return b.String()
+}
+
+func (a *app) rawCall(ctx context.Context, name string, args []string) error {
+	m, err := findMethod(name)
+	if err != nil {
+		return err
+	}
+	req, err := a.requestArgument(&subject{name: name, method: m}, args)
+	if err != nil {
+		return err
 	}
 	s, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	resp := m.ResponseFor(req).ProtoReflect().New().Interface()
+	var resp proto.Message
+	switch {
+	case m.Response == nil:
+	case req == nil:
+		resp = fresh(m.Response)
+	default:
+		resp = fresh(m.ResponseFor(req))
+	}
 	if err := s.call(ctx, name, req, resp); err != nil {
 		return err
+	}
+	if resp == nil {
+		return a.printValue(struct{}{})
 	}
 	return a.printJSON(resp)
 }

@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,17 +14,16 @@ import (
 )
 
 func (a *app) createCommand() *cobra.Command {
-	var size string
+	var size sizeFlag
 	cmd := &cobra.Command{
-		Use:   "create NAME",
-		Short: "Create the disk of a VM",
-		Args:  cobra.ExactArgs(1),
+		Use:               "create NAME",
+		Short:             "Create the disk of a VM",
+		Long:              "Create the disk of the VM called NAME and print its path. \"vmc start\" does it by itself.",
+		Example:           "  vmc create termina --size 20G",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: nothing,
 		RunE: a.withSession(func(ctx context.Context, s *session, args []string) error {
-			bytes, err := parseSize(size)
-			if err != nil {
-				return withCode(ExitUsage, err)
-			}
-			resp, err := a.createDisk(ctx, s, args[0], bytes)
+			resp, err := a.createDisk(ctx, s, args[0], uint64(size))
 			if err != nil {
 				return err
 			}
@@ -40,7 +37,7 @@ func (a *app) createCommand() *cobra.Command {
 			return nil
 		}),
 	}
-	cmd.Flags().StringVar(&size, "size", "", "size, such as 512M or 20G (default: nine tenths of the free space; disks are sparse)")
+	cmd.Flags().Var(&size, "size", "size, such as 512M or 20G (default: nine tenths of the free space; disks are sparse)")
 	return cmd
 }
 
@@ -60,9 +57,11 @@ func (a *app) createDisk(ctx context.Context, s *session, name string, size uint
 func (a *app) destroyCommand() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
-		Use:   "destroy NAME",
-		Short: "Stop a VM and remove its disk for good",
-		Args:  cobra.ExactArgs(1),
+		Use:               "destroy NAME",
+		Short:             "Stop a VM and remove its disk for good",
+		Example:           "  vmc destroy termina --yes",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeVM(a.withDisk),
 		RunE: a.withSession(func(ctx context.Context, s *session, args []string) error {
 			if err := a.confirm(yes, args[0]); err != nil {
 				return err
@@ -75,7 +74,7 @@ func (a *app) destroyCommand() *cobra.Command {
 			switch resp.Status {
 			case pb.DiskImageStatus_DISK_STATUS_DESTROYED:
 			case pb.DiskImageStatus_DISK_STATUS_DOES_NOT_EXIST:
-				return withCode(ExitNotFound, fmt.Errorf("%s has no disk", args[0]))
+				return withCode(ExitNotFound, fmt.Errorf("%s has no disk%s", args[0], suggestion(args[0], a.withDisk(ctx, s))))
 			default:
 				return refused("destroy "+args[0], resp.FailureReason)
 			}
@@ -103,25 +102,4 @@ func (a *app) confirm(yes bool, name string) error {
 		return withCode(ExitFailed, errors.New("nothing was removed"))
 	}
 	return nil
-}
-
-// parseSize reads a number of bytes with an optional suffix K, M, G or T
-// (powers of 1024). Empty is zero: the service chooses.
-func parseSize(s string) (uint64, error) {
-	if s == "" {
-		return 0, nil
-	}
-	digits, shift := strings.ToUpper(s), 0
-	digits = strings.TrimSuffix(strings.TrimSuffix(digits, "B"), "I")
-	for i, suffix := range []string{"K", "M", "G", "T"} {
-		if rest, ok := strings.CutSuffix(digits, suffix); ok {
-			digits, shift = rest, 10*(i+1)
-			break
-		}
-	}
-	n, err := strconv.ParseUint(digits, 10, 64)
-	if err != nil || n == 0 || n > math.MaxUint64>>shift {
-		return 0, fmt.Errorf("size %q is not a number of bytes with K, M, G or T after it", s)
-	}
-	return n << shift, nil
 }

@@ -2,18 +2,21 @@ package vmc
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	godbus "github.com/godbus/dbus/v5"
-	"google.golang.org/protobuf/encoding/protojson"
+	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/client/bus"
 	"github.com/auberge-vm/auberge/dbus"
 )
+
+// grace is how much longer than the service's own deadline an answer may take.
+const grace = 30 * time.Second
 
 // A session is a connection to vm_concierge.
 type session struct {
@@ -31,13 +34,33 @@ func (a *app) connect(ctx context.Context) (*session, error) {
 
 func (s *session) close() { s.conn.Close() }
 
-// call sends one request and fills in the response.
-func (s *session) call(ctx context.Context, method string, req, resp proto.Message, files ...*os.File) error {
-	payload, err := proto.Marshal(req)
-	if err != nil {
-		return err
+// withSession runs a command's body with a connection.
+func (a *app) withSession(f func(context.Context, *session, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		s, err := a.connect(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		return f(cmd.Context(), s, args)
 	}
-	args := []any{payload}
+}
+
+func (s *session) object() godbus.BusObject {
+	return s.conn.Object(s.table.BusName, godbus.ObjectPath(s.table.Path))
+}
+
+// call sends one request and fills in the response; either may be nil, for a
+// method that has none.
+func (s *session) call(ctx context.Context, method string, req, resp proto.Message, files ...*os.File) error {
+	var args []any
+	if req != nil {
+		payload, err := proto.Marshal(req)
+		if err != nil {
+			return err
+		}
+		args = append(args, payload)
+	}
 	if len(files) > 0 {
 		fds := make([]godbus.UnixFD, len(files))
 		for i, f := range files {
@@ -45,12 +68,39 @@ func (s *session) call(ctx context.Context, method string, req, resp proto.Messa
 		}
 		args = append(args, fds)
 	}
-	obj := s.conn.Object(s.table.BusName, godbus.ObjectPath(s.table.Path))
+	limit := dbus.DefaultTimeout
+	if m, ok := s.table.Method(method); ok && m.Timeout > 0 {
+		limit = m.Timeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit+grace)
+	defer cancel()
+	call := s.object().CallWithContext(ctx, s.table.Interface+"."+method, 0, args...)
+	if call.Err != nil {
+		return busError(method, call.Err)
+	}
+	if resp == nil {
+		return nil
+	}
 	var answer []byte
-	if err := obj.CallWithContext(ctx, s.table.Interface+"."+method, 0, args...).Store(&answer); err != nil {
-		return busError(method, err)
+	if err := call.Store(&answer); err != nil {
+		return fmt.Errorf("%s: the answer cannot be read: %w", method, err)
 	}
 	if err := proto.Unmarshal(answer, resp); err != nil {
+		return fmt.Errorf("%s: the answer cannot be read: %w", method, err)
+	}
+	return nil
+}
+
+// plain calls a method of our own interface, which has plain types, and
+// stores its results.
+func (s *session) plain(ctx context.Context, method string, args []any, results ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, dbus.DefaultTimeout+grace)
+	defer cancel()
+	call := s.object().CallWithContext(ctx, dbus.Concierge1Name+"."+method, 0, args...)
+	if call.Err != nil {
+		return busError(method, call.Err)
+	}
+	if err := call.Store(results...); err != nil {
 		return fmt.Errorf("%s: the answer cannot be read: %w", method, err)
 	}
 	return nil
@@ -59,7 +109,12 @@ func (s *session) call(ctx context.Context, method string, req, resp proto.Messa
 // busError makes an error of the bus one for people, with its exit code.
 func busError(method string, err error) error {
 	var e godbus.Error
-	if !errors.As(err, &e) {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return withCode(ExitFailed, fmt.Errorf("%s: interrupted; the service may go on with it", method))
+	case errors.Is(err, context.DeadlineExceeded):
+		return withCode(ExitUnreachable, fmt.Errorf("%s: vm_concierge has not answered in time; see its log", method))
+	case !errors.As(err, &e):
 		return withCode(ExitUnreachable, fmt.Errorf("%s: %w", method, err))
 	}
 	switch e.Name {
@@ -68,6 +123,8 @@ func busError(method string, err error) error {
 	case "org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner",
 		"org.freedesktop.DBus.Error.Disconnected", "org.freedesktop.DBus.Error.NoReply":
 		return withCode(ExitUnreachable, fmt.Errorf("vm_concierge does not answer on this bus (is it running? see --bus): %s", e.Error()))
+	case "org.freedesktop.DBus.Error.UnknownMethod":
+		return withCode(ExitFailed, fmt.Errorf("%s: the vm_concierge that runs is older than this vmc and does not know the method: %s", method, e.Error()))
 	case dbus.ErrorNotFound, dbus.ErrorNotRunning:
 		return withCode(ExitNotFound, errors.New(e.Error()))
 	}
@@ -80,28 +137,4 @@ func refused(what, reason string) error {
 		reason = "no reason was given"
 	}
 	return withCode(ExitFailed, fmt.Errorf("%s: %s", what, reason))
-}
-
-// printJSON prints a message as JSON with the names of the contract.
-func (a *app) printJSON(m proto.Message) error {
-	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
-	if err != nil {
-		return err
-	}
-	return a.printIndented(b)
-}
-
-// printIndented gives protojson's output, which varies its spaces on purpose,
-// one shape.
-func (a *app) printIndented(b []byte) error {
-	var v any
-	if err := json.Unmarshal(b, &v); err != nil {
-		return err
-	}
-	out, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(a.out, string(out))
-	return err
 }

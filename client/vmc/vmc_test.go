@@ -11,13 +11,13 @@ import (
 
 func TestParseSize(t *testing.T) {
 	for text, want := range map[string]uint64{
-		"": 0, "4096": 4096, "1K": 1 << 10, "512M": 512 << 20, "20G": 20 << 30, "20g": 20 << 30, "2T": 2 << 40, "1GiB": 1 << 30, "1GB": 1 << 30,
+		"4096": 4096, "1K": 1 << 10, "512M": 512 << 20, "20G": 20 << 30, "20g": 20 << 30, "2T": 2 << 40, "1GiB": 1 << 30, "1GB": 1 << 30,
 	} {
 		if got, err := parseSize(text); err != nil || got != want {
 			t.Errorf("%q: %d, %v; want %d", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"0", "-1", "G", "1.5G", "much", "1X", "99999999999G", "1 G"} {
+	for _, text := range []string{"", "0", "-1", "G", "1.5G", "much", "1X", "99999999999G", "1 G"} {
 		if got, err := parseSize(text); err == nil {
 			t.Errorf("%q is taken for %d", text, got)
 		}

@@ -49,7 +49,7 @@ func command() *cobra.Command {
 	var p programs
 	root.PersistentFlags().StringVar(&p.qemu.Path, "qemu", "qemu-system-x86_64", "the QEMU program")
 	root.PersistentFlags().StringVar(&p.backend, "vsock-backend", "vhost-device-vsock", "the program that serves vsock in user mode")
-	root.AddCommand(runCommand(&p), probeCommand(&p))
+	root.AddCommand(runCommand(&p), probeCommand(&p), cleanCommand())
 	return root
 }
 
@@ -72,6 +72,16 @@ func runCommand(p *programs) *cobra.Command {
 	}
 	cmd.Flags().Uint32Var(&peerUID, "peer-uid", 0, "the uid that may use the control socket")
 	return cmd
+}
+
+// cleanCommand lets a daemon have removed what only the VMs' user can remove.
+func cleanCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   vmm.CleanCommand,
+		Short: "Remove what a VM has left in the working directory",
+		Args:  cobra.NoArgs,
+		RunE:  func(*cobra.Command, []string) error { return vmm.CleanDir(".") },
+	}
 }
 
 func run(peerUID uint32, driver vmm.Driver, backend string) error {

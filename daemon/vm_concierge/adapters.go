@@ -26,6 +26,17 @@ type events struct {
 
 // Emit implements concierge.Events.
 func (e *events) Emit(owner uint32, signal string, msg proto.Message) {
+	e.send(signal, func(ctx context.Context) error { return e.server.Emit(ctx, owner, signal, msg) })
+}
+
+// EmitChange implements concierge.Events.
+func (e *events) EmitChange(owner uint32, signal, instance string, sequence uint64, what map[string]any) {
+	e.send(signal, func(ctx context.Context) error {
+		return e.server.EmitOwn(ctx, owner, signal, instance, sequence, what)
+	})
+}
+
+func (e *events) send(signal string, f func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(context.Background(), emitTimeout)
 	defer cancel()
 	select {
@@ -33,7 +44,7 @@ func (e *events) Emit(owner uint32, signal string, msg proto.Message) {
 	case <-ctx.Done():
 		return
 	}
-	if err := e.server.Emit(ctx, owner, signal, msg); err != nil {
+	if err := f(ctx); err != nil {
 		e.log.Warn("send a signal", "signal", signal, "err", err)
 	}
 }
@@ -50,4 +61,26 @@ func (o own) ConnectVsock(ctx context.Context, s policy.Subject, name string, po
 func (o own) ConfigureVm(ctx context.Context, s policy.Subject, name string, set dbus.VMSettings) error {
 	return o.service.ConfigureVm(ctx, s, name, concierge.Settings{
 		MemoryMiB: set.MemoryMiB, CPUs: set.CPUs, Network: (*concierge.NetworkMode)(set.Network)})
+}
+
+func (o own) GetVmSettings(_ context.Context, s policy.Subject, name string) (dbus.VMSettings, error) {
+	set, err := o.service.GetVmSettings(s, name)
+	return dbus.VMSettings{MemoryMiB: set.MemoryMiB, CPUs: set.CPUs, Network: (*string)(set.Network)}, err
+}
+
+func (o own) ListenVsock(ctx context.Context, s policy.Subject, name string, port uint32) (*os.File, uint32, error) {
+	return o.service.ListenVsock(ctx, s, name, port)
+}
+
+func (o own) OpenVmLogs(ctx context.Context, s policy.Subject, name string, options dbus.LogOptions) (*os.File, error) {
+	return o.service.OpenVmLogs(ctx, s, name, concierge.LogOptions(options))
+}
+
+func (o own) GetState(ctx context.Context, s policy.Subject) (dbus.State, error) {
+	st, err := o.service.GetState(ctx, s)
+	return dbus.State(st), err
+}
+
+func (o own) ListOperations(ctx context.Context, s policy.Subject) ([]map[string]any, error) {
+	return o.service.ListOperations(ctx, s)
 }

@@ -8,10 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/pflag"
 
 	"github.com/auberge-vm/auberge/concierge"
+	"github.com/auberge-vm/auberge/concierge/host"
 	"github.com/auberge-vm/auberge/daemon/setup"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
@@ -26,6 +28,10 @@ type options struct {
 	vmUser     string
 	network    string
 	pool       string
+	localtime  string
+	resolver   string
+	vulnerable bool
+	space      time.Duration
 }
 
 func (o *options) addFlags(f *pflag.FlagSet) {
@@ -36,6 +42,10 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.vmUser, "vm-user", "auberge-vm", "the user under which VMs run, when this service may switch users")
 	f.StringVar(&o.network, "network", "user", "what VMs reach unless their owner chose otherwise: none, restricted or user")
 	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
+	f.StringVar(&o.localtime, "localtime", "", "the link that names the guests' time zone (default /etc/localtime)")
+	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
+	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
+	f.BoolVar(&o.vulnerable, "allow-vulnerable-cpu", false, "run guests on processors with known flaws that the kernel does nothing about")
 }
 
 // config makes the service's configuration of the flags.
@@ -44,10 +54,16 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 		StateDir: o.StateDir, RuntimeDir: o.RuntimeDir, ImageDir: o.ImageDir,
 		Network: concierge.NetworkMode(o.network), VMGroup: -1,
 		Opener: &policy.Opener{}, Log: log,
+		Host:               host.Host{Localtime: o.localtime, Resolver: o.resolver},
+		AllowVulnerableCPU: o.vulnerable,
+		SpaceInterval:      o.space,
 	}
 	var err error
 	if cfg.Pool, err = netip.ParsePrefix(o.pool); err != nil {
 		return cfg, fmt.Errorf("--address-pool: %w", err)
+	}
+	if o.space < 0 {
+		return cfg, fmt.Errorf("--space-interval %v: must be positive", o.space)
 	}
 	if !cfg.Network.Valid() {
 		return cfg, fmt.Errorf("--network %q: must be none, restricted or user", o.network)

@@ -219,13 +219,19 @@ func (p *Process) Kill() {
 // carries the last of what the program wrote. When the context ends first, the
 // program is killed and awaited.
 func (t *Table) Run(ctx context.Context, name string, args ...string) error {
+	_, err := t.Output(ctx, name, args...)
+	return err
+}
+
+// Output is Run that returns the last of what the program wrote.
+func (t *Table) Output(ctx context.Context, name string, args ...string) (string, error) {
 	path, err := LookPath(name)
 	if err != nil {
-		return err
+		return "", err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return fmt.Errorf("cannot run %s: %w", name, err)
+		return "", fmt.Errorf("cannot run %s: %w", name, err)
 	}
 	defer r.Close()
 	p, err := t.Start(Command{
@@ -236,7 +242,7 @@ func (t *Table) Run(ctx context.Context, name string, args ...string) error {
 	})
 	w.Close()
 	if err != nil {
-		return err
+		return "", err
 	}
 	out := &tail{limit: outputLimit}
 	var reading sync.WaitGroup
@@ -253,15 +259,16 @@ func (t *Table) Run(ctx context.Context, name string, args ...string) error {
 	reading.Wait()
 	drain(r, out)
 	if err != nil {
-		return fmt.Errorf("%s was stopped: %w", name, err)
+		return "", fmt.Errorf("%s was stopped: %w", name, err)
 	}
-	if exit.Success() {
-		return nil
+	said := strings.TrimSpace(out.String())
+	switch {
+	case exit.Success():
+		return said, nil
+	case said != "":
+		return "", fmt.Errorf("%s: %s: %s", name, exit, said)
 	}
-	if said := strings.TrimSpace(out.String()); said != "" {
-		return fmt.Errorf("%s: %s: %s", name, exit, said)
-	}
-	return fmt.Errorf("%s: %s", name, exit)
+	return "", fmt.Errorf("%s: %s", name, exit)
 }
 
 // drain reads what is in a pipe, without waiting for more.

@@ -42,6 +42,7 @@ func serve(t *testing.T, change func(*Server)) (pb.MaitredClient, *Server) {
 			t.Error(err)
 		}
 		services.Stop()
+		server.resize.stop()
 		table.Close()
 	})
 	return pb.NewMaitredClient(conn), server

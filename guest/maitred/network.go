@@ -53,6 +53,28 @@ func (s *Server) SetResolvConfig(ctx context.Context, req *pb.SetResolvConfigReq
 	return s.writeResolver(ctx, req.ResolvConfig)
 }
 
+// ResetIPv6 makes the VM ask for its IPv6 addresses anew.
+func (s *Server) ResetIPv6(ctx context.Context, _ *pb.EmptyMessage) (*pb.EmptyMessage, error) {
+	s.network.Lock()
+	defer s.network.Unlock()
+	if err := core.ResetIPv6(); err != nil {
+		return nil, failure(ctx, err)
+	}
+	return &pb.EmptyMessage{}, nil
+}
+
+// OnHostNetworkChanged drops what the VM remembers of the host's old network:
+// connections, cached names, and IPv6 addresses.
+func (s *Server) OnHostNetworkChanged(ctx context.Context, _ *pb.EmptyMessage) (*pb.EmptyMessage, error) {
+	s.network.Lock()
+	defer s.network.Unlock()
+	if err := core.HostNetworkChanged(); err != nil {
+		return nil, failure(ctx, err)
+	}
+	s.log.Info("the host's network has changed")
+	return &pb.EmptyMessage{}, nil
+}
+
 func (s *Server) writeResolver(ctx context.Context, config *pb.ResolvConfig) (*pb.EmptyMessage, error) {
 	if err := resolverOf(config).Write(s.resolvPath); err != nil {
 		return nil, failure(ctx, err)

@@ -21,7 +21,7 @@ import (
 // statefulDir is where the stateful disk is mounted.
 const statefulDir = "/mnt/stateful"
 
-// A Server answers the host. What it does not implement yet is answered with
+// A Server answers the host. What a newer contract may add is answered with
 // Unimplemented by the embedded server.
 type Server struct {
 	pb.UnimplementedMaitredServer
@@ -34,12 +34,16 @@ type Server struct {
 	setClock    func(time.Time) error
 	configure   func(core.IPv4) error
 	dialHost    func(ctx context.Context, port uint32) (net.Conn, error)
+	root        string // empty for the machine's own
 	resolvPath  string
 	consolePath string
 	statefulDir string
 
 	network sync.Mutex // one change of the network at a time
 	storage sync.Mutex // one change of the disks at a time
+	account sync.Mutex // one change of users and their like at a time
+	syncing chan struct{}
+	resize  *resize
 	// stateful is how mounting the stateful disk went; storage guards it.
 	stateful pb.StartTerminaResponse_MountResult
 
@@ -60,6 +64,8 @@ func NewServer(table *core.Table, services *core.Supervisor, log *slog.Logger) *
 		resolvPath:  core.ResolvPath,
 		consolePath: "/dev/console",
 		statefulDir: statefulDir,
+		syncing:     make(chan struct{}, 1),
+		resize:      newResize(),
 		askShutdown: sync.OnceFunc(func() { close(shutdown) }),
 		shutdown:    shutdown,
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -39,6 +40,9 @@ var deadlySignals = []os.Signal{
 // runStageTwo is the VM's PID 1. It returns only when it cannot work or the
 // machine cannot be switched off.
 func runStageTwo() error {
+	// The agent's live data is about a MiB: collecting it sooner costs little
+	// and keeps some MiB for the VM.
+	debug.SetGCPercent(50)
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, slices.Concat(endSignals, deadlySignals)...)
 	log := core.NewLogger("maitred")
@@ -48,6 +52,8 @@ func runStageTwo() error {
 	}
 	log.Info("running from the root disk")
 	setUpSystem(log, params)
+	logs := newLogShipper(log)
+	collectLogs(log, logs)
 
 	table := core.NewTable(log)
 	services := core.NewSupervisor(table, log)
@@ -65,14 +71,20 @@ func runStageTwo() error {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	running.Go(func() { announce(ctx, log, readyPort(params)) })
+	running.Go(func() {
+		announce(ctx, log, readyPort(params))
+		// Not before: the VM is awaited, its logs are not.
+		shipLogs(log, logs)
+	})
 
 	awaitEnd(log, signals, server.shutdown, failed)
 	cancel()
 	services.Stop()
+	server.resize.stop()
 	if err := table.EndAll(endGrace); err != nil {
 		log.Error("going on without them", "err", err)
 	}
+	logs.finish(logGrace)
 	stopServer(face)
 	running.Wait()
 	return core.PowerOff(log)
@@ -97,6 +109,33 @@ func setUpSystem(log *slog.Logger, params core.Params) {
 		if err := step(); err != nil {
 			log.Error("a part of the system is not set up", "err", err)
 		}
+	}
+}
+
+// collectLogs takes the programs' messages from now on, so that none of them
+// waits for us.
+func collectLogs(log *slog.Logger, logs *logShipper) {
+	// By default few messages may wait, and programs do beyond. Only a new
+	// socket takes the value over.
+	os.WriteFile("/proc/sys/net/unix/max_dgram_qlen", []byte("256\n"), 0)
+	source, err := core.ListenSyslog(syslogPath)
+	if err != nil {
+		log.Error("programs have nowhere to log to", "err", err)
+		return
+	}
+	logs.read(source, logs.user)
+}
+
+// shipLogs sends the logs to the host, the kernel's from its beginning.
+func shipLogs(log *slog.Logger, logs *logShipper) {
+	source, err := core.OpenKernelLog()
+	if err != nil {
+		log.Error("the host does not get the kernel's log", "err", err)
+	} else {
+		logs.read(source, logs.kernel)
+	}
+	if err := logs.send(); err != nil {
+		log.Error("the host does not get this VM's logs", "err", err)
 	}
 }
 

@@ -196,16 +196,25 @@ func (s *Server) mountStateful(ctx context.Context, device string) error {
 	err = m.MakeAndMount()
 	if err == nil {
 		s.stateful = pb.StartTerminaResponse_SUCCESS
-		return nil
+		return s.forgetBalloon()
 	}
 	s.log.Warn("trying older roots of the stateful disk", "err", err)
 	m.Options += ",usebackuproot"
 	if m.Mount() == nil {
 		s.stateful = pb.StartTerminaResponse_PARTIAL_DATA_LOSS
-		return nil
+		return s.forgetBalloon()
 	}
 	if formatErr != nil {
 		return fmt.Errorf("%w; it was not formatted either: %v", err, formatErr)
 	}
 	return err
+}
+
+// forgetBalloon removes the balloon of an earlier boot: the host's disk may
+// have room again by now, and the host says so only when that changes.
+func (s *Server) forgetBalloon() error {
+	if err := s.balloon().Remove(); err != nil {
+		s.log.Error("space stays withheld", "err", err)
+	}
+	return nil
 }

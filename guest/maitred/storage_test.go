@@ -208,6 +208,49 @@ func TestStartTerminaWithAForeignDisk(t *testing.T) {
 	}
 }
 
+// The newest root of a disk is lost: what was written before is still there.
+func TestStartTerminaWithAnOlderRoot(t *testing.T) {
+	if !coretest.Isolated(t, unix.CLONE_NEWNS) {
+		return
+	}
+	dir := coretest.Dir(t)
+	stateful := dir + "/stateful"
+	client, server := serve(t, func(s *Server) { s.statefulDir = stateful })
+	device, _ := coretest.Disk(t, 256<<20)
+	if err := core.MakeBtrfs(t.Context(), server.table, device); err != nil {
+		t.Fatal(err)
+	}
+	old := core.MountPoint{Source: device, Target: dir + "/old", Type: "btrfs"}
+	if err := old.MakeAndMount(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"first", "second"} {
+		writeFile(t, old.Target+"/"+name, name)
+		unix.Sync()
+	}
+	if err := unix.Unmount(old.Target, 0); err != nil {
+		t.Fatal(err)
+	}
+	coretest.LoseNewestRoot(t, device)
+	for range 2 {
+		got, err := client.StartTermina(t.Context(), &pb.StartTerminaRequest{StatefulDevice: device})
+		if err != nil || got.MountResult != pb.StartTerminaResponse_PARTIAL_DATA_LOSS || !got.FreeBytesHasValue || got.FreeBytes <= 0 {
+			t.Fatalf("got %v, %v", got, err)
+		}
+	}
+	if data, err := os.ReadFile(stateful + "/first"); err != nil || string(data) != "first" {
+		t.Errorf("the older file holds %q, %v", data, err)
+	}
+	// It is mended: the next start finds nothing amiss.
+	if err := unix.Unmount(stateful, 0); err != nil {
+		t.Fatal(err)
+	}
+	got, err := client.StartTermina(t.Context(), &pb.StartTerminaRequest{StatefulDevice: device})
+	if err != nil || got.MountResult != pb.StartTerminaResponse_SUCCESS {
+		t.Errorf("afterwards %v, %v", got, err)
+	}
+}
+
 func TestStartTerminaWithABrokenDisk(t *testing.T) {
 	if !coretest.Isolated(t, unix.CLONE_NEWNS) {
 		return

@@ -51,6 +51,9 @@ type Link struct {
 
 	once  sync.Once
 	ready chan struct{}
+
+	install     func(guestlink.InstallState)
+	installTurn chan struct{}
 }
 
 var (
@@ -60,14 +63,17 @@ var (
 
 // New serves the guest's startup calls on l, which is closed with the link,
 // and calls the guest by dial. Nothing is dialled before the first call.
-func New(l net.Listener, dial func(context.Context) (net.Conn, error), log *slog.Logger) (*Link, error) {
+func New(l net.Listener, dial func(context.Context) (net.Conn, error), log *slog.Logger, opts ...Option) (*Link, error) {
 	c := &conn{dial: dial}
 	k := &Link{
 		log: log, conn: c, client: pb.NewMaitredClient(c),
-		served: make(chan struct{}), ready: make(chan struct{}),
+		served: make(chan struct{}), ready: make(chan struct{}), installTurn: make(chan struct{}, 1),
 		server: grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams),
 			grpc.ReadBufferSize(buffer), grpc.WriteBufferSize(buffer),
 			grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(setupTimeout)),
+	}
+	for _, o := range opts {
+		o(k)
 	}
 	pb.RegisterStartupListenerServer(k.server, startupListener{link: k})
 	go func() {

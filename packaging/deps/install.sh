@@ -27,6 +27,7 @@ debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg  checking 
 util-linux             setpriv                            other users in tests
 btrfs-progs            mkfs.btrfs                         stateful disks
 e2fsprogs              mkfs.ext4                          disks in tests
+diod                   diod                               a 9P server in tests
 protobuf-compiler      protoc                             make protos
 make                   make                               building
 git                    git                                building

@@ -19,10 +19,11 @@ func TestMaitred(t *testing.T) {
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	var disk pb.CreateDiskImageResponse
-	alice.must("CreateDiskImage", &pb.CreateDiskImageRequest{VmName: "x", DiskSize: 512 << 20}, &disk)
+	alice.must("CreateDiskImage", &pb.CreateDiskImageRequest{VmName: "x", DiskSize: 1 << 30}, &disk)
 	alice.start(&pb.StartVmRequest{Name: "x", Disks: []*pb.DiskImage{{Path: disk.DiskPath, Writable: true}}})
 	m := alice.maitred("x")
 	ctx := t.Context()
+	g := &liveGuest{client: alice, vm: "x", m: m, disk: disk.DiskPath}
 
 	t.Run("GetKernelVersion", func(t *testing.T) {
 		r, err := m.GetKernelVersion(ctx, &vmtoolspb.EmptyMessage{})
@@ -64,6 +65,13 @@ func TestMaitred(t *testing.T) {
 			t.Errorf("respawn and wait: %v", err)
 		}
 	})
+	t.Run("LaunchProcessRespawn", g.launchRespawn)
+	t.Run("LaunchProcessConsole", g.launchOnConsole)
+	t.Run("ConfigureContainerGuest", g.configureContainerGuest)
+	t.Run("SetTimezone", g.setTimezone)
+	t.Run("SetUpUser", g.setUpUser)
+	t.Run("OnHostNetworkChanged", g.onHostNetworkChanged)
+	t.Run("ResetIPv6", g.resetIPv6)
 	t.Run("SetTime", func(t *testing.T) {
 		if _, err := m.SetTime(ctx, &vmtoolspb.SetTimeRequest{Time: timestamppb.New(time.Unix(4_000_000_000, 0))}); err != nil {
 			t.Fatal(err)
@@ -113,29 +121,22 @@ func TestMaitred(t *testing.T) {
 		if err != nil || r.Error == 0 {
 			t.Errorf("no device: %v, %v", r, err)
 		}
+		g.sh(t, "umount /mnt/data/a")
 	})
-	t.Run("Mount9P", func(t *testing.T) {
-		// Nobody serves that port: the call fails and says so.
-		r, err := m.Mount9P(ctx, &vmtoolspb.Mount9PRequest{Port: 16384, Target: "/mnt/shared"})
-		if err == nil && r.Error == 0 {
-			t.Error("mounted from a port where nobody listens")
-		}
-	})
+	t.Run("MountFlags", g.mountFlags)
+	t.Run("Mount9P", g.mount9P)
 	t.Run("StartTermina", func(t *testing.T) {
 		if _, err := m.StartTermina(ctx, &vmtoolspb.StartTerminaRequest{StatefulDevice: "/dev/none"}); err == nil {
 			t.Log("a device that is not there is told in the result")
 		}
-		alice.rootShell("x", "umount /mnt/data/a")
 		r, err := m.StartTermina(ctx, &vmtoolspb.StartTerminaRequest{StatefulDevice: "/dev/vdb"})
 		if err != nil || r.MountResult != vmtoolspb.StartTerminaResponse_SUCCESS || !r.FreeBytesHasValue || r.FreeBytes <= 0 {
 			t.Errorf("%v, %v", r, err)
 		}
 	})
-	t.Run("NotThereYet", func(t *testing.T) {
-		if _, err := m.ResetIPv6(ctx, &vmtoolspb.EmptyMessage{}); status.Code(err) != codes.Unimplemented {
-			t.Errorf("ResetIPv6: %v", err)
-		}
-	})
+	t.Run("PrepareToSuspend", g.prepareToSuspend)
+	t.Run("UpdateStorageBalloon", g.updateStorageBalloon)
+	t.Run("ResizeFilesystem", g.resize)
 	t.Run("Shutdown", func(t *testing.T) {
 		ear := alice.listen()
 		if _, err := m.Shutdown(ctx, &vmtoolspb.EmptyMessage{}); err != nil {

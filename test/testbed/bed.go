@@ -37,6 +37,10 @@ type Bed struct {
 	Dir, RuntimeDir, StateDir string
 	// Bin and Image are readable to every user of the bed.
 	Bin, Image string
+	// Concierge is another vm_concierge than Bin's, Env what the daemons have
+	// in their environment besides PATH.
+	Concierge string
+	Env       []string
 
 	service  User
 	policies []string
@@ -217,9 +221,14 @@ func (d *Daemon) Stop(sig syscall.Signal) error {
 func (b *Bed) StartConcierge(ctx context.Context, args ...string) (*Daemon, error) {
 	args = append([]string{"--bus", b.Address, "--state-dir", b.StateDir, "--runtime-dir", b.RuntimeDir,
 		"--image-dir", b.Image, "--network", "restricted"}, args...)
-	cmd := exec.Command(filepath.Join(b.Bin, "vm_concierge"), args...)
+	program := filepath.Join(b.Bin, "vm_concierge")
+	if b.Concierge != "" {
+		program = b.Concierge
+		args = append(args, "--supervisor", filepath.Join(b.Bin, "auberge-vm"))
+	}
+	cmd := exec.Command(program, args...)
 	cmd.Dir = b.Dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, b.Env...)
 	if os.Geteuid() == 0 {
 		// Exactly what the packaged service would have without its helper.
 		cmd.SysProcAttr = &syscall.SysProcAttr{

@@ -106,7 +106,7 @@ func openReadOnly(f *os.File) (bool, error) {
 
 func addDisk(add func(...string), i int, disk vmm.Disk, fd int, readOnly bool) {
 	set := i + 1
-	node := fmt.Sprintf("disk%d", i)
+	node := diskNode(i)
 	add("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set),
 		"-blockdev", object{"driver": "file", "node-name": node + "-file",
 			"filename":  fmt.Sprintf("/dev/fdset/%d", set),
@@ -118,7 +118,9 @@ func addDisk(add func(...string), i int, disk vmm.Disk, fd int, readOnly bool) {
 		format["backing"] = nil
 	}
 	add("-blockdev", format.String())
-	device := fmt.Sprintf("virtio-blk-pci,drive=%s,disable-legacy=on", node)
+	// QEMU would pause a VM whose host has no space left, for somebody to come
+	// and resume it; a guest that gets an error can still be talked to.
+	device := fmt.Sprintf("virtio-blk-pci,drive=%s,disable-legacy=on,werror=report,rerror=report", node)
 	if disk.Serial != "" {
 		device += ",serial=" + escape(disk.Serial)
 	}

@@ -1,0 +1,123 @@
+package vmc
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	pb "github.com/auberge-vm/auberge/protos/conciergepb"
+)
+
+// completionTime is what a person at a shell waits for names at most.
+const completionTime = time.Second
+
+type completer = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
+
+// names are what a completion asks the service for. A service that cannot be
+// reached has none to offer, which is no news while somebody types.
+type names func(context.Context, *session) []string
+
+// completeVM completes the first argument with names.
+func (a *app) completeVM(sources ...names) completer {
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return beginning(typed, a.ask(cmd.Context(), sources...)), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func (a *app) ask(ctx context.Context, sources ...names) []string {
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	ctx, cancel := context.WithTimeout(ctx, completionTime)
+	defer cancel()
+	s, err := a.connect(ctx)
+	if err != nil {
+		return nil
+	}
+	defer s.close()
+	var found []string
+	for _, source := range sources {
+		found = append(found, source(ctx, s)...)
+	}
+	return sorted(found)
+}
+
+// running are the VMs that run.
+func (a *app) running(ctx context.Context, s *session) []string {
+	var list pb.ListVmsResponse
+	if err := s.call(ctx, "ListVms", &pb.ListVmsRequest{OwnerId: a.owner}, &list); err != nil {
+		return nil
+	}
+	var found []string
+	for _, v := range list.Vms {
+		found = append(found, v.Name)
+	}
+	return found
+}
+
+// withDisk are the VMs that have a disk.
+func (a *app) withDisk(ctx context.Context, s *session) []string {
+	var list pb.ListVmDisksResponse
+	err := s.call(ctx, "ListVmDisks", &pb.ListVmDisksRequest{CryptohomeId: a.owner, AllLocations: true}, &list)
+	if err != nil {
+		return nil
+	}
+	var found []string
+	for _, d := range list.Images {
+		found = append(found, d.Name)
+	}
+	return found
+}
+
+// stopped are the VMs that have a disk and do not run.
+func (a *app) stopped(ctx context.Context, s *session) []string {
+	running := a.running(ctx, s)
+	return slices.DeleteFunc(a.withDisk(ctx, s), func(name string) bool { return slices.Contains(running, name) })
+}
+
+// completeFirst completes the first argument from lists.
+func completeFirst(lists ...func() []string) completer {
+	return func(_ *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		var all []string
+		for _, list := range lists {
+			all = append(all, list()...)
+		}
+		return beginning(typed, sorted(all)), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeFlag completes a flag's value from a list.
+func completeFlag(cmd *cobra.Command, flag string, list func() []string) {
+	err := cmd.RegisterFlagCompletionFunc(flag, func(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+		return beginning(typed, list()), cobra.ShellCompDirectiveNoFileComp
+	})
+	if err != nil {
+		panic(err) // there is no such flag: a defect that any run shows
+	}
+}
+
+// beginning are the names that begin with what was typed.
+func beginning(typed string, names []string) []string {
+	var found []string
+	for _, n := range names {
+		if strings.HasPrefix(n, typed) {
+			found = append(found, n)
+		}
+	}
+	return found
+}
+
+func nothing(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return nil, cobra.ShellCompDirectiveNoFileComp
+}
+
+func words(list ...string) func() []string { return func() []string { return list } }

@@ -1,0 +1,153 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// A Change says what may have become different.
+type Change int
+
+const (
+	TimezoneChanged Change = iota
+	DNSChanged
+	// NetworkChanged: the machine reaches the world by another way.
+	NetworkChanged
+)
+
+// settle is how long files are left alone after a change: programs write them
+// in several steps.
+const settle = 100 * time.Millisecond
+
+// A Watcher notices changes from the moment it is made.
+type Watcher struct {
+	host     Host
+	log      *slog.Logger
+	files    *fsnotify.Watcher
+	routes   <-chan netlink.RouteUpdate
+	stop     func()
+	zone     string
+	dns      DNS
+	gateways string
+}
+
+// Watch begins to watch. What cannot be watched is logged and left out.
+func (h Host) Watch(log *slog.Logger) (*Watcher, error) {
+	files, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, fmt.Errorf("watch the host's time zone and resolver: %w", err)
+	}
+	// Files are replaced by renaming, which only their directory tells.
+	for _, f := range []string{h.localtime(), h.resolver(), resolvedUpstream} {
+		if err := files.Add(filepath.Dir(f)); err != nil && f != resolvedUpstream {
+			log.Warn("changes of a file will not be noticed", "file", f, "err", err)
+		}
+	}
+	w := &Watcher{host: h, log: log, files: files}
+	w.routes, w.stop = watchRoutes(log)
+	w.zone, _ = h.Timezone()
+	w.dns, _ = h.DNS()
+	w.gateways = defaultGateways(log)
+	return w, nil
+}
+
+// Run calls changed for each change until ctx is done, and closes the watcher.
+// Values are compared, so that a file written anew with the same content is no
+// change.
+func (w *Watcher) Run(ctx context.Context, changed func(Change)) {
+	defer w.files.Close()
+	defer w.stop()
+	settled := time.NewTimer(settle)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.files.Events:
+			settled.Reset(settle)
+		case err := <-w.files.Errors:
+			// Events were lost: look.
+			w.log.Warn("watch the host's files", "err", err)
+			settled.Reset(settle)
+		case _, ok := <-w.routes:
+			if !ok {
+				w.routes = nil
+			}
+			settled.Reset(settle)
+		case <-settled.C:
+			w.look(changed)
+		}
+	}
+}
+
+// look compares what there is with what there was.
+func (w *Watcher) look(changed func(Change)) {
+	if z, err := w.host.Timezone(); err == nil && z != w.zone {
+		w.zone = z
+		changed(TimezoneChanged)
+	}
+	if d, err := w.host.DNS(); err == nil && !d.Equal(w.dns) {
+		w.dns = d
+		changed(DNSChanged)
+	}
+	if g := defaultGateways(w.log); g != w.gateways {
+		w.gateways = g
+		changed(NetworkChanged)
+	}
+}
+
+// watchRoutes wakes its reader when a route or an address changes.
+func watchRoutes(log *slog.Logger) (<-chan netlink.RouteUpdate, func()) {
+	done := make(chan struct{})
+	updates := make(chan netlink.RouteUpdate, 16)
+	err := netlink.RouteSubscribeWithOptions(updates, done, netlink.RouteSubscribeOptions{
+		ErrorCallback: func(err error) { log.Debug("watch the host's routes", "err", err) },
+	})
+	if err != nil {
+		log.Warn("changes of the host's network will not be noticed", "err", err)
+		return nil, func() {}
+	}
+	return updates, func() {
+		close(done)
+		// The sender ends once it notices, and must not wait for a reader.
+		for range updates {
+		}
+	}
+}
+
+// defaultGateways names the ways by which the machine reaches the world.
+func defaultGateways(log *slog.Logger) string {
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		log.Debug("read the host's routes", "err", err)
+		return ""
+	}
+	ways := ""
+	for _, r := range routes {
+		if r.Dst != nil {
+			if ones, _ := r.Dst.Mask.Size(); ones > 0 {
+				continue
+			}
+		}
+		ways += fmt.Sprintf("%v by %d metric %d; ", r.Gw, r.LinkIndex, r.Priority)
+	}
+	return ways
+}
+
+func (c Change) String() string {
+	switch c {
+	case TimezoneChanged:
+		return "time zone"
+	case DNSChanged:
+		return "name servers"
+	case NetworkChanged:
+		return "network"
+	}
+	return fmt.Sprintf("change %d", int(c))
+}

@@ -1,0 +1,146 @@
+package concierge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/auberge-vm/auberge/policy"
+	pb "github.com/auberge-vm/auberge/protos/conciergepb"
+	"github.com/auberge-vm/auberge/vmm"
+)
+
+// up is find for a VM that has been started and is not on its way out.
+func (s *Service) up(sub policy.Subject, name string) (*vm, *vmm.Machine, error) {
+	v, err := s.find(sub, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case v.asked:
+		return nil, nil, fmt.Errorf("%w: %q is being stopped", ErrNotRunning, name)
+	case v.status == pb.VmStatus_VM_STATUS_FAILURE:
+		return nil, nil, fmt.Errorf("%w: %w", ErrNotRunning, v.startErr)
+	case v.status != pb.VmStatus_VM_STATUS_RUNNING:
+		return nil, nil, fmt.Errorf("%w: %q is still being started", ErrNotRunning, name)
+	}
+	return v, v.machine, nil
+}
+
+// awake is up for what the guest has to answer.
+func (s *Service) awake(sub policy.Subject, name string) (*vm, error) {
+	v, _, err := s.up(sub, name)
+	if err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.suspended {
+		return nil, fmt.Errorf("%w: %q is suspended; resume it first", ErrNotRunning, name)
+	}
+	return v, nil
+}
+
+// takeTurn waits until nobody else suspends, resumes or stops the VM.
+func (v *vm) takeTurn(ctx context.Context) error {
+	select {
+	case v.turn <- struct{}{}:
+		return nil
+	case <-v.gone:
+		return fmt.Errorf("%w: %q has ended", ErrNotRunning, v.key.name)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (v *vm) endTurn() { <-v.turn }
+
+// SuspendVm has the guest write what it has to its disks and stops its
+// processors. A VM that is suspended already is a success, and so is one that
+// does not run.
+func (s *Service) SuspendVm(ctx context.Context, sub policy.Subject, req *pb.SuspendVmRequest) (*pb.SuccessFailureResponse, error) {
+	return s.power(ctx, sub, req.Name, opSuspend, s.suspend)
+}
+
+// ResumeVm lets a suspended VM go on, with the right time.
+func (s *Service) ResumeVm(ctx context.Context, sub policy.Subject, req *pb.ResumeVmRequest) (*pb.SuccessFailureResponse, error) {
+	return s.power(ctx, sub, req.Name, opResume, s.resume)
+}
+
+func (s *Service) power(ctx context.Context, sub policy.Subject, name, kind string,
+	f func(context.Context, *vm, *vmm.Machine) error) (*pb.SuccessFailureResponse, error) {
+	v, m, err := s.up(sub, name)
+	if errors.Is(err, ErrNotFound) {
+		return &pb.SuccessFailureResponse{Success: true}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := v.takeTurn(ctx); err != nil {
+		return nil, fmt.Errorf("VM %q is busy: %w", name, err)
+	}
+	defer v.endTurn()
+	op := s.beginOperation(kind, v.owner, name, nil)
+	err = f(ctx, v, m)
+	s.finish(op, err)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.SuccessFailureResponse{Success: true}, nil
+}
+
+// suspend is called by whoever has the VM's turn.
+func (s *Service) suspend(ctx context.Context, v *vm, m *vmm.Machine) error {
+	if v.isSuspended() {
+		return nil
+	}
+	err := within(ctx, agentTimeout, v.agent.PrepareToSuspend)
+	if err != nil {
+		return err
+	}
+	if err := m.Pause(ctx); err != nil {
+		return err
+	}
+	s.setSuspended(v, true)
+	return nil
+}
+
+// resume is called by whoever has the VM's turn. A guest that cannot be told
+// the time runs all the same.
+func (s *Service) resume(ctx context.Context, v *vm, m *vmm.Machine) error {
+	if !v.isSuspended() {
+		return nil
+	}
+	if err := m.Resume(ctx); err != nil {
+		return err
+	}
+	s.setSuspended(v, false)
+	if err := within(ctx, agentTimeout, func(ctx context.Context) error { return v.agent.SetTime(ctx, time.Now()) }); err != nil {
+		return fmt.Errorf("the VM goes on, but with a wrong clock: %w", err)
+	}
+	s.refresh(ctx, v)
+	return nil
+}
+
+func (v *vm) isSuspended() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.suspended
+}
+
+func (s *Service) setSuspended(v *vm, on bool) {
+	v.mu.Lock()
+	v.suspended = on
+	v.mu.Unlock()
+	s.changed(v)
+}
+
+// within calls f with a deadline.
+func within(ctx context.Context, d time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return f(ctx)
+}
