@@ -120,8 +120,7 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 	case errors.Is(err, vmm.ErrGone):
 		e, rerr := vmm.ReadExit(dir)
 		v.log.Info("a VM ended while the service was away", "reason", e.Reason, "message", e.Message, "err", rerr)
-		s.openLog(v)
-		v.noteEnd(e)
+		s.noteGone(v, e)
 		v.asked = true // nobody can have it any more
 		return s.enterAdopted(v, func() {
 			close(v.started)

@@ -125,6 +125,12 @@ func (v *vm) noteEnd(e vmm.Exit) {
 	v.note(severity, "the VM has ended: %s", message)
 }
 
+// noteGone writes how a VM has ended that was found so.
+func (s *Service) noteGone(v *vm, e vmm.Exit) {
+	s.openLog(v)
+	v.noteEnd(e)
+}
+
 // noteFailure writes why a VM did not start, when it got as far as to run.
 func (v *vm) noteFailure(err error) {
 	v.closeCollector()

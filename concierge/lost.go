@@ -56,6 +56,8 @@ func (s *Service) retry(v *vm, state recordState) {
 		m, err := attach(s.quit, v.dir)
 		switch {
 		case errors.Is(err, vmm.ErrGone):
+			e, _ := vmm.ReadExit(v.dir) // without a record nobody knows why
+			s.noteGone(v, e)
 			s.finishOff(v)
 			s.remove(v)
 			return

@@ -67,7 +67,7 @@ func TestMain(m *testing.M) {
 // What the fake processes do comes in the environment.
 const (
 	hypervisorEnv = "CONCIERGE_TEST_HYPERVISOR" // words for hypervise
-	guestEnv      = "CONCIERGE_TEST_GUEST"      // mute, refuses, stays
+	guestEnv      = "CONCIERGE_TEST_GUEST"      // mute, refuses, stays, hangs, "says:" and what it says instead of OK
 )
 
 func fatal(err error) int {
@@ -185,6 +185,12 @@ func guest(device, path string) int {
 				c.Close()
 				return
 			}
+			if text, ok := strings.CutPrefix(fault, "says:"); ok {
+				io.WriteString(c, text)
+				io.Copy(io.Discard, c)
+				c.Close()
+				return
+			}
 			io.WriteString(c, "OK 1\n")
 			agent.conns <- c
 		}()
@@ -213,7 +219,21 @@ func (maitredServer) SetResolvConfig(context.Context, *guestpb.SetResolvConfigRe
 	return &guestpb.EmptyMessage{}, nil
 }
 
-func (maitredServer) SetTime(context.Context, *guestpb.SetTimeRequest) (*guestpb.EmptyMessage, error) {
+func (m maitredServer) SetTime(ctx context.Context, _ *guestpb.SetTimeRequest) (*guestpb.EmptyMessage, error) {
+	if m.fault == "hangs" {
+		<-ctx.Done()
+	}
+	return &guestpb.EmptyMessage{}, nil
+}
+
+func (m maitredServer) PrepareToSuspend(ctx context.Context, e *guestpb.EmptyMessage) (*guestpb.EmptyMessage, error) {
+	if m.fault == "sleepless" {
+		return nil, errors.New("the disk does not answer")
+	}
+	return e, nil
+}
+
+func (maitredServer) SetTimezone(context.Context, *guestpb.SetTimezoneRequest) (*guestpb.EmptyMessage, error) {
 	return &guestpb.EmptyMessage{}, nil
 }
 

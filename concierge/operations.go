@@ -3,6 +3,7 @@ package concierge
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -173,9 +174,12 @@ func (s *Service) endOperation(o *operation, status opStatus, reason string) {
 
 // finish ends an operation by its error.
 func (s *Service) finish(o *operation, err error) {
-	if err != nil {
+	switch {
+	case err == nil:
+		s.endOperation(o, opDone, "")
+	case errors.Is(err, errStopped), errors.Is(err, errCancelled):
+		s.endOperation(o, opCancelled, err.Error())
+	default:
 		s.endOperation(o, opFailed, err.Error())
-		return
 	}
-	s.endOperation(o, opDone, "")
 }

@@ -131,11 +131,10 @@ func (s *Service) beginResize(v *vm, m *vmm.Machine, path string, size int64) (*
 		s.mu.Lock()
 		v.resizing = false
 		s.mu.Unlock()
-		if errors.Is(context.Cause(ctx), errCancelled) {
-			s.endOperation(op, opCancelled, errCancelled.Error())
-		} else {
-			s.finish(op, err)
+		if err != nil && errors.Is(context.Cause(ctx), errCancelled) {
+			err = errCancelled
 		}
+		s.finish(op, err)
 		s.emit(v, "DiskImageProgress", s.diskStatus(op))
 	}()
 	return &pb.ResizeDiskImageResponse{Status: pb.DiskImageStatus_DISK_STATUS_IN_PROGRESS, CommandUuid: op.id}, nil

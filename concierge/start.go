@@ -130,7 +130,6 @@ func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files
 		defer v.abort(nil)
 		defer closeFiles(own)
 		if err != nil {
-			s.finish(op, err)
 			return err
 		}
 		p, err := s.prepare(ctx, v, sub, req, own)
@@ -139,15 +138,13 @@ func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files
 			p.close()
 		}
 		if err != nil && errors.Is(context.Cause(ctx), errStopped) {
-			s.endOperation(op, opCancelled, errStopped.Error())
 			return errStopped
 		}
-		s.finish(op, err)
 		return err
 	}
 	go func() {
 		defer s.running.Done()
-		s.run(v.starting, v, start)
+		s.run(v.starting, v, start, op)
 	}()
 }
 

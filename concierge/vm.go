@@ -160,7 +160,7 @@ func (v *vm) stopReason() pb.VmStopReason {
 // run is the life of a VM, which boot starts; that of one found after a restart
 // begins with follow. It returns with the VM gone, or still there when the
 // service ends.
-func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) error) {
+func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) error, op *operation) {
 	if err := boot(ctx); err != nil {
 		v.log.Warn("VM did not start", "err", err)
 		v.noteFailure(err)
@@ -168,6 +168,7 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 		v.startErr = err
 		v.mu.Unlock()
 		s.remove(v)
+		s.finish(op, err)
 		close(v.started)
 		return
 	}
@@ -175,6 +176,7 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 	v.status, v.since = pb.VmStatus_VM_STATUS_RUNNING, time.Now()
 	v.mu.Unlock()
 	s.changed(v)
+	s.finish(op, nil)
 	v.log.Info("VM started", "pid", v.machine.PID(), "cid", v.cid)
 	v.note(vmlog.Info, "the VM has started")
 	s.emit(v, "VmStartedSignal", &pb.VmStartedSignal{Name: v.key.name, OwnerId: v.owner.Word,

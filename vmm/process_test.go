@@ -1,6 +1,7 @@
 package vmm_test
 
 import (
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,5 +80,31 @@ func TestCleanDir(t *testing.T) {
 	}
 	if err := vmm.CleanDir(filepath.Join(dir, "none")); err == nil {
 		t.Error("a directory that is not there was cleaned")
+	}
+}
+
+// A process that has ended, but of whose end nobody has taken note, is no
+// reason to wait.
+func TestZombieHasEnded(t *testing.T) {
+	cmd := exec.Command("cat")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := vmm.IdentifyProcess(cmd.Process.Pid)
+	in.Close()
+	io.Copy(io.Discard, out) // ends with the process, which stays a zombie
+	if err := (vmm.Processes{Supervisor: p, Hypervisor: p}).Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil && cmd.ProcessState.ExitCode() > 0 {
+		t.Error(err)
 	}
 }

@@ -118,6 +118,7 @@ func TestReadBytes(t *testing.T) {
 		"ay 1 256":                           "no byte",
 		"ay 1 8 1":                           "cut off",
 		"ay 4294967296 1":                    "number of bytes",
+		"x MESSAGE \"s\"":                    "neither hex",
 		"array of bytes [ 08 0":              "cut off",
 		`array of bytes "abc`:                "cut off",
 		"array of bytes [ 8 ]":               "odd length",
@@ -128,13 +129,14 @@ func TestReadBytes(t *testing.T) {
 		`{"type":"ay","data":[[300]]}`:       "busctl",
 		`{"type":"ay"`:                       "busctl",
 		"MESSAGE \"ay\" {\n ARRAY \"y\" {\n": "cut off",
-		"MESSAGE \"s\" {\n};":                "no bytes",
+		"MESSAGE \"ay\" {\nARRAY \"y\" {\n};\n};\nMESSAGE \"ay\" {\nARRAY \"y\" {\n};\n};": "more than one",
+		"MESSAGE \"s\" {\n};":                            "no bytes",
 		"MESSAGE \"ay\" {\nARRAY \"y\" {\nBYTE 300;\n};": "no byte",
-		"([byte 0x100],)":        "no byte",
-		`(b'\777',)`:             "no byte",
-		`(b'x",)`:                "cut off",
-		"Error org.x.Failed: no": "has failed",
-		"Hello, world!":          "neither hex nor base64",
+		"([byte 0x100],)":                                "no byte",
+		`(b'\777',)`:                                     "no byte",
+		`(b'x",)`:                                        "cut off",
+		"Error org.x.Failed: no":                         "has failed",
+		"Hello, world!":                                  "neither hex nor base64",
 	} {
 		if got, err := readBytes(text, ""); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %q, %v; want an error with %q", text, got, err, says)

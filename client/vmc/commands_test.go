@@ -1,6 +1,7 @@
 package vmc
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,10 +38,10 @@ func TestEveryCommandIsDescribed(t *testing.T) {
 }
 
 func TestSuggestion(t *testing.T) {
-	names := []string{"list", "start", "stop", "termina", "GetVmInfo"}
+	names := []string{"web1", "list", "start", "stop", "termina", "GetVmInfo"}
 	for word, want := range map[string]string{
 		"lits": "list", "termnia": "termina", "term": "termina", "getvminfo": "GetVmInfo", "GetVmInf": "GetVmInfo", "strat": "start",
-		"": "", "x": "", "zzzzzz": "", "li": "",
+		"": "", "x": "", "zzzzzz": "", "li": "", "list": "", "web2": "", "wbe1": "web1",
 	} {
 		got := suggestion(word, names)
 		if want == "" && got != "" || want != "" && got != "; did you mean "+want+"?" {
@@ -213,5 +214,40 @@ func TestTrouble(t *testing.T) {
 				t.Errorf("vmc %q complained %q, which has no %q", test.args, errs, want)
 			}
 		}
+	}
+}
+
+// Resizing is over when the operation is, and well only when it says so.
+func TestResizeWaits(t *testing.T) {
+	bus := dbustest.Lax(t)
+	f := &fake{progress: make(chan *pb.DiskImageStatusResponse, 4)}
+	f.serve(t, bus, dbus.Options{})
+	answer := func(status pb.DiskImageStatus, reason string) {
+		f.progress <- &pb.DiskImageStatusResponse{Status: status, FailureReason: reason}
+	}
+	answer(pb.DiskImageStatus_DISK_STATUS_IN_PROGRESS, "")
+	answer(pb.DiskImageStatus_DISK_STATUS_RESIZED, "")
+	out, errs, code := vmc(t, "", "resize", "x", "1G", "--json", "--bus", bus.Address)
+	if code != 0 || !strings.Contains(out, `"command_uuid": "x"`) || len(f.progress) > 0 {
+		t.Errorf("%d, %s%s; %d answers left", code, out, errs, len(f.progress))
+	}
+	answer(pb.DiskImageStatus_DISK_STATUS_IN_PROGRESS, "")
+	answer(pb.DiskImageStatus_DISK_STATUS_FAILED, "the guest said:\n\x1b[2Jit does not fit")
+	if _, errs, code := vmc(t, "", "resize", "x", "1G", "--bus", bus.Address); code != 1 || !strings.Contains(errs, "said:\n?[2Jit does not fit") {
+		t.Errorf("%d, %s", code, errs)
+	}
+}
+
+// Somebody who presses TAB does not wait for a bus that says nothing.
+func TestCompletionGivesUp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "mute")
+	l, err := net.Listen("unix", path) // which nobody accepts from
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	out, errs, code := vmc(t, "", "__complete", "--bus", path, "start", "")
+	if code != 0 || out != ":4\n" || strings.Contains(errs, path) {
+		t.Errorf("%d, %q, %q", code, out, errs)
 	}
 }

@@ -73,6 +73,10 @@ func (a *app) config(ctx context.Context, s *session, name string, change map[st
 	if err := s.plain(ctx, "GetVmSettings", []any{name, a.owner}, &settings); err != nil {
 		return err
 	}
+	// A VM need not exist to have settings, but a name may be a mistake.
+	if hint := suggestion(name, append(a.running(ctx, s), a.withDisk(ctx, s)...)); hint != "" {
+		fmt.Fprintf(a.err, "vmc: there is no VM %q yet%s\n", name, hint)
+	}
 	if a.json {
 		return a.printValue(plainValue(settings))
 	}

@@ -33,6 +33,18 @@ type fake struct {
 	syncTimes func() *pb.SyncVmTimesResponse
 	listVms   func() *pb.ListVmsResponse
 	state     dbus.State
+	// progress is what the operation that resizes a disk will say.
+	progress chan *pb.DiskImageStatusResponse
+}
+
+func (f *fake) ResizeDiskImage(_ context.Context, _ policy.Subject, req *pb.ResizeDiskImageRequest) (*pb.ResizeDiskImageResponse, error) {
+	return &pb.ResizeDiskImageResponse{Status: pb.DiskImageStatus_DISK_STATUS_IN_PROGRESS, CommandUuid: req.VmName}, nil
+}
+
+func (f *fake) DiskImageStatus(_ context.Context, _ policy.Subject, req *pb.DiskImageStatusRequest) (*pb.DiskImageStatusResponse, error) {
+	next := <-f.progress
+	next.CommandUuid = req.CommandUuid
+	return next, nil
 }
 
 func (f *fake) SyncVmTimes(context.Context, policy.Subject) (*pb.SyncVmTimesResponse, error) {

@@ -59,7 +59,7 @@ type logReader struct {
 
 // once prints what there is.
 func (l *logReader) once(ctx context.Context, lines uint32) error {
-	log, err := l.open(ctx, false, lines)
+	log, err := l.first(ctx, false, lines)
 	if err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func (l *logReader) follow(ctx context.Context, lines uint32) error {
 	if err != nil {
 		return err
 	}
-	log, err := l.open(ctx, true, lines)
+	log, err := l.first(ctx, true, lines)
 	if err != nil {
 		return err
 	}
@@ -216,6 +216,16 @@ func (l *logReader) read(ctx context.Context, log *os.File, skip *finder, again 
 			return withCode(ExitFailed, fmt.Errorf("read the log of %s: %w", l.name, err))
 		}
 	}
+}
+
+// first opens the log for the first time, when its name may be a mistake.
+func (l *logReader) first(ctx context.Context, follow bool, lines uint32) (*os.File, error) {
+	log, err := l.open(ctx, follow, lines)
+	if exitCodeOf(err) == ExitNotFound {
+		names := append(l.app.running(ctx, l.session), l.app.withDisk(ctx, l.session)...)
+		return nil, withCode(ExitNotFound, fmt.Errorf("%w%s", err, suggestion(l.name, names)))
+	}
+	return log, err
 }
 
 func (l *logReader) open(ctx context.Context, follow bool, lines uint32) (*os.File, error) {

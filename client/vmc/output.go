@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 
 	godbus "github.com/godbus/dbus/v5"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -107,14 +108,25 @@ func (t *table) row(cells ...any) {
 
 func (t *table) end() error { return t.w.Flush() }
 
-// printable keeps what others have named from writing to the terminal or from
+// printable keeps what others have named from driving the terminal or from
 // breaking a table.
 func printable(s string) string {
 	return strings.Map(func(c rune) rune {
-		if c < ' ' || c >= 0x7f && c < 0xa0 {
+		if unicode.IsControl(c) || unicode.Is(unicode.Bidi_Control, c) {
 			return '?'
 		}
 		return c
+	}, s)
+}
+
+// harmless is printable for a text of several lines: the reason for a failure
+// may be what a guest said last.
+func harmless(s string) string {
+	return strings.Map(func(c rune) rune {
+		if c == '\n' || c == '\t' {
+			return c
+		}
+		return []rune(printable(string(c)))[0]
 	}, s)
 }
 

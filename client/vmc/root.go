@@ -69,11 +69,11 @@ func Main(ctx context.Context, args []string, in *os.File, out, errs io.Writer) 
 	case errors.As(err, &code):
 		return int(code)
 	case errors.As(err, &coded):
-		fmt.Fprintln(errs, "vmc:", err)
+		fmt.Fprintln(errs, "vmc:", harmless(err.Error()))
 		return coded.code
 	}
 	// What cobra itself refuses is a matter of the command line.
-	fmt.Fprintln(errs, "vmc:", strings.TrimRight(err.Error(), "\n"))
+	fmt.Fprintln(errs, "vmc:", strings.TrimRight(harmless(err.Error()), "\n"))
 	fmt.Fprintf(errs, "Try \"%s --help\".\n", cmd.CommandPath())
 	return ExitUsage
 }
@@ -92,7 +92,8 @@ func (a *app) command() *cobra.Command {
 		Use:   "vmc",
 		Short: "Virtual machines with Linux containers inside",
 		Long: "vmc starts, stops and inspects your virtual machines by way of vm_concierge.\n" +
-			"A shell in a VM is what vsh(1) is for.\n\n" +
+			"A shell in a VM is what vsh(1) is for. With --json, answers are printed as the service\n" +
+			"gives them: the names of its contract, and all fields even when they are empty.\n\n" +
 			"Exit codes: 0 success, 1 the service refused or failed, 2 wrong command line,\n" +
 			"3 no such VM or disk, 4 access denied, 5 the bus or the service cannot be reached.\n" +
 			"With --shell, the exit code is that of the shell.",
@@ -128,7 +129,7 @@ func (a *app) command() *cobra.Command {
 	}
 	add(groupVMs, a.startCommand(), a.stopCommand(), a.suspendCommand(), a.resumeCommand(),
 		a.listCommand(), a.infoCommand(), a.logsCommand(), a.timeSyncCommand())
-	add(groupDisks, a.createCommand(), a.destroyCommand(), a.configCommand())
+	add(groupDisks, a.createCommand(), a.resizeCommand(), a.destroyCommand(), a.configCommand())
 	add(groupScripts, a.callCommand(), a.encodeCommand(), a.decodeCommand(), a.monitorCommand(), a.stateCommand(), a.operationsCommand())
 	root.SetFlagErrorFunc(unknownFlag)
 	root.InitDefaultCompletionCmd()

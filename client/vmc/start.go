@@ -194,9 +194,14 @@ func (a *app) ensureDisk(ctx context.Context, s *session, name string, size uint
 			return &pb.DiskImage{Path: d.Path, ImageType: d.ImageType, Writable: true}, nil
 		}
 	}
+	// A mistake in a name should not go unnoticed.
+	hint := suggestion(name, a.withDisk(ctx, s))
 	resp, err := a.createDisk(ctx, s, name, size)
 	if err != nil {
 		return nil, err
+	}
+	if hint != "" {
+		fmt.Fprintf(a.err, "vmc: %s had no disk, a new one was made%s\n", name, hint)
 	}
 	return &pb.DiskImage{Path: resp.DiskPath, ImageType: pb.DiskImageType_DISK_IMAGE_RAW, Writable: true}, nil
 }

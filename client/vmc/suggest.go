@@ -3,15 +3,23 @@ package vmc
 import (
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // suggestion says which of the candidates somebody may have meant by word, as
 // the end of an error's text; nothing when none is near.
 func suggestion(word string, candidates []string) string {
 	best, distance := "", 3
+	meant := word
 	word = strings.ToLower(word)
 	for _, c := range candidates {
+		if c == meant {
+			return "" // it is no mistake, whatever is wrong
+		}
 		low := strings.ToLower(c)
+		if low != word && withoutDigits(low) == withoutDigits(word) {
+			continue // web1 is not a mistake for web2
+		}
 		d := edits(word, low)
 		if len(word) >= 3 && strings.HasPrefix(low, word) {
 			d = min(d, 1)
@@ -24,6 +32,15 @@ func suggestion(word string, candidates []string) string {
 		return ""
 	}
 	return "; did you mean " + best + "?"
+}
+
+func withoutDigits(s string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsDigit(c) {
+			return -1
+		}
+		return c
+	}, s)
 }
 
 // edits counts the letters to insert, remove, replace or swap with their

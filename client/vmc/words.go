@@ -208,6 +208,9 @@ func readBusctlVerbose(text string) ([]byte, error) {
 	for line := range strings.Lines(list) {
 		line = strings.TrimSpace(line)
 		if line == "};" {
+			if strings.Count(text, `ARRAY "y" {`) > 1 {
+				return nil, errors.New("this output of busctl holds more than one message")
+			}
 			return b, nil
 		}
 		m := busctlByte.FindStringSubmatch(line)

@@ -132,24 +132,51 @@ func TestGuestFollowsHost(t *testing.T) {
 	alice.stop("x")
 }
 
+// smallState restarts the service with an empty state directory that can hold
+// so many bytes.
+func (b *bed) smallState(size int, args ...string) {
+	b.t.Helper()
+	b.concierge.Stop(unix.SIGTERM)
+	if err := unix.Mount("tmpfs", b.StateDir, "tmpfs", 0, "mode=0755,size="+strconv.Itoa(size)); err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { unix.Unmount(b.StateDir, unix.MNT_DETACH) })
+	var st unix.Stat_t
+	if err := unix.Stat(b.RuntimeDir, &st); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.Chown(b.StateDir, int(st.Uid), int(st.Gid)); err != nil {
+		b.t.Fatal(err)
+	}
+	b.startConcierge(args...)
+}
+
+// A guest that writes more than the host's disk takes gets an error, and can
+// still be talked to.
+func TestGuestFillsHost(t *testing.T) {
+	b := newBed(t)
+	b.smallState(64 << 20)
+	alice := b.client(testbed.Alice)
+	var disk pb.CreateDiskImageResponse
+	alice.must("CreateDiskImage", &pb.CreateDiskImageRequest{VmName: "x", DiskSize: 1 << 30}, &disk)
+	alice.start(&pb.StartVmRequest{Name: "x", Disks: []*pb.DiskImage{{Path: disk.DiskPath, Writable: true}}})
+	out := alice.rootShell("x", "dd if=/dev/zero of=/dev/vdb bs=1M count=128 conv=fsync 2>&1 || echo failed")
+	if !strings.HasSuffix(out, "failed") {
+		t.Errorf("128 MiB went onto a disk of 64: %s", out)
+	}
+	if got := alice.vsh("x", "echo", "well"); got != "well" {
+		t.Errorf("afterwards the guest says %q", got)
+	}
+	alice.stop("x")
+	b.gone()
+}
+
 // A guest on a sparse disk learns that the host's disk becomes full, and sets
 // aside what the host has not got.
 func TestStorageBalloon(t *testing.T) {
 	b := newBed(t)
-	b.concierge.Stop(unix.SIGTERM)
 	const size = 1600 << 20
-	if err := unix.Mount("tmpfs", b.StateDir, "tmpfs", 0, "mode=0755,size="+strconv.Itoa(size)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Unmount(b.StateDir, unix.MNT_DETACH) })
-	var st unix.Stat_t
-	if err := unix.Stat(b.RuntimeDir, &st); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(b.StateDir, int(st.Uid), int(st.Gid)); err != nil {
-		t.Fatal(err)
-	}
-	b.startConcierge("--space-interval", "300ms")
+	b.smallState(size, "--space-interval", "300ms")
 	alice := b.client(testbed.Alice)
 	var disk pb.CreateDiskImageResponse
 	alice.must("CreateDiskImage", &pb.CreateDiskImageRequest{VmName: "x", DiskSize: 4 << 30}, &disk)

@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -238,5 +239,51 @@ func TestLogFlood(t *testing.T) {
 		t.Errorf("all is %d bytes; %q", total, first)
 	}
 	alice.stop("flood")
+	b.gone()
+}
+
+// A full disk costs lines of the log, which are counted, and nothing else.
+func TestLogDiskFull(t *testing.T) {
+	b := newBed(t)
+	dir := filepath.Join(b.StateDir, "logs")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=64k,mode=0700,uid=%d", testbed.Service.UID)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	alice := b.client(testbed.Alice)
+	alice.start(&pb.StartVmRequest{Name: "x"})
+	guest := b.collector()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	const sent = 200
+	for i := range sent {
+		if _, err := guest.CollectUserLogs(ctx, record(fmt.Sprintf("%03d %s", i, strings.Repeat("x", 900)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := alice.logs("x")
+	kept := strings.Count(log, "xxx\n")
+	if kept == 0 || kept >= sent || !strings.HasSuffix(log, "xxx\n") {
+		t.Errorf("%d of %d lines were kept, the last is %q", kept, sent, log[strings.LastIndex(strings.TrimSuffix(log, "\n"), "\n")+1:])
+	}
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := guest.CollectUserLogs(ctx, record("room again")); err != nil {
+		t.Fatal(err)
+	}
+	log = alice.logs("x")
+	want := fmt.Sprintf("host warning: %d records are lost, they could not be written: ", sent-kept)
+	if !strings.Contains(log, want) || !strings.Contains(log, "no space left on device") || !strings.HasSuffix(log, "user notice: room again\n") {
+		t.Errorf("there is no %q at the end of the log: %q", want, log[max(0, len(log)-500):])
+	}
+	alice.stop("x")
 	b.gone()
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,6 +26,7 @@ func TestVmcScripts(t *testing.T) {
 			env.Setenv("PATH", b.Bin+":"+os.Getenv("PATH"))
 			env.Setenv("DBUS_SYSTEM_BUS_ADDRESS", b.Address)
 			env.Setenv("LANG", "C.UTF-8")
+			env.Setenv("DISKS", filepath.Join(b.StateDir, "disks"))
 			env.Setenv("UID", strconv.Itoa(int(testbed.Alice.UID)))
 			return os.Chown(env.WorkDir, int(testbed.Alice.UID), int(testbed.Alice.GID))
 		},

@@ -148,6 +148,18 @@ func TestVmcLife(t *testing.T) {
 		t.Errorf("config: %s", got)
 	}
 
+	if _, err := b.collector().CollectUserLogs(t.Context(), record("said-to-the-log")); err != nil {
+		t.Fatal(err)
+	}
+	follow := b.begin(testbed.Alice, "vmc", "logs", "x", "-f")
+	before := follow.until(follow.out, "said-to-the-log")
+	if got := vmc("logs", "x"); !strings.HasPrefix(got, strings.Join(before, "\n")+"\n") {
+		t.Errorf("logs and logs -f do not say the same: %q and %q", got, before)
+	}
+	if got := vmc("logs", "x", "-n", "1"); strings.Count(got, "\n") != 1 {
+		t.Errorf("the last line: %q", got)
+	}
+
 	vmc("suspend", "x")
 	for _, args := range [][]string{{"list"}, {"list", "--all"}, {"info", "x"}, {"state"}} {
 		if got := vmc(args...); !strings.Contains(got, "suspended") {
@@ -172,7 +184,16 @@ func TestVmcLife(t *testing.T) {
 	monitor.until(monitor.errs, "has left the bus")
 	b.startConcierge()
 	monitor.until(monitor.errs, "is on the bus")
+	// The log goes on, without what was printed before.
+	follow.until(follow.errs, "is back")
 	vmc("stop", "--all")
+	all := strings.Split(strings.TrimSpace(vmc("logs", "x")), "\n")
+	after := follow.until(follow.out, all[len(all)-1])
+	if got := append(before, after...); !slices.Equal(got, all) {
+		t.Errorf("followed over the restart:\n%s\n--- and all there is:\n%s", strings.Join(got, "\n"), strings.Join(all, "\n"))
+	}
+	follow.cmd.Process.Signal(os.Interrupt)
+	follow.ends(0)
 	got := signals(t, monitor.ends(0))
 	at := 0
 	for _, want := range []string{"VmStartingUp", "VmStarted", "VmChanged:suspended", "VmChanged:running", "VmStopping", "VmStopped"} {

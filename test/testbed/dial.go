@@ -38,10 +38,16 @@ func (b *Bed) Dial(ctx context.Context, u User) (*dbus.Conn, error) {
 		return nil, fmt.Errorf("connect to the bus as %s: %w", u.Name, r.err)
 	}
 	auth := dbus.AuthExternal(strconv.FormatUint(uint64(u.UID), 10))
-	if err := r.conn.Auth([]dbus.Auth{auth}); err != nil {
-		return nil, err
+	err := r.conn.Auth([]dbus.Auth{auth})
+	if err == nil {
+		err = r.conn.Hello()
 	}
-	return r.conn, r.conn.Hello()
+	if err != nil {
+		// The bus counts one that it has refused until it is closed.
+		r.conn.Close()
+		return nil, fmt.Errorf("connect to the bus as %s: %w", u.Name, err)
+	}
+	return r.conn, nil
 }
 
 // becomeOnThread changes the identity of the calling thread alone, which the

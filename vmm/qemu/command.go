@@ -52,7 +52,9 @@ func (d Driver) Command(spec *vmm.Spec, files []*os.File, monitor *os.File) (*ex
 	case vmm.AccelKVM:
 		add("-accel", "kvm", "-cpu", "host")
 	default:
-		add("-accel", "tcg,thread=multi", "-cpu", "max")
+		// The emulator runs the string instructions that these two recommend
+		// byte by byte: without them a guest copies and boots a quarter faster.
+		add("-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off")
 	}
 	memory := strconv.FormatInt(spec.MemoryMiB, 10) + "M"
 	add("-smp", strconv.Itoa(spec.CPUs), "-m", memory,
@@ -116,7 +118,9 @@ func addDisk(add func(...string), i int, disk vmm.Disk, fd int, readOnly bool) {
 		format["backing"] = nil
 	}
 	add("-blockdev", format.String())
-	device := fmt.Sprintf("virtio-blk-pci,drive=%s,disable-legacy=on", node)
+	// QEMU would pause a VM whose host has no space left, for somebody to come
+	// and resume it; a guest that gets an error can still be talked to.
+	device := fmt.Sprintf("virtio-blk-pci,drive=%s,disable-legacy=on,werror=report,rerror=report", node)
 	if disk.Serial != "" {
 		device += ",serial=" + escape(disk.Serial)
 	}

@@ -1,0 +1,120 @@
+package concierge
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	pb "github.com/auberge-vm/auberge/protos/conciergepb"
+)
+
+// Suspended VMs stand still, refuse what their guests would have to answer,
+// and can be stopped; a guest that cannot prepare is not suspended.
+func TestSuspend(t *testing.T) {
+	b := newBed(t)
+	s := b.serve()
+	if r, err := b.small(s, "x"); err != nil || !r.Success {
+		t.Fatal(r, err)
+	}
+	suspend := &pb.SuspendVmRequest{Name: "x"}
+	if _, err := s.SuspendVm(t.Context(), subject(5), suspend); err != nil {
+		t.Errorf("another user's VM of that name is not there, which is a success: %v", err)
+	}
+	if _, err := s.SuspendVm(t.Context(), alice, suspend); err != nil {
+		t.Fatal(err)
+	}
+	st, _ := s.GetState(t.Context(), alice)
+	if st.VMs[0]["status"] != "suspended" {
+		t.Errorf("the state says %v", st.VMs[0])
+	}
+	for name, call := range map[string]func() error{
+		"SetUpVmUser": func() error {
+			_, err := s.SetUpVmUser(t.Context(), alice, &pb.SetUpVmUserRequest{VmName: "x", Username: "carol"})
+			return err
+		},
+		"ConnectVsock": func() error { _, err := s.ConnectVsock(t.Context(), alice, "x", 8888); return err },
+		"ResizeDiskImage": func() error {
+			if _, err := s.CreateDiskImage(t.Context(), alice, &pb.CreateDiskImageRequest{VmName: "x", DiskSize: 1 << 20}, nil); err != nil {
+				return err
+			}
+			_, err := s.ResizeDiskImage(t.Context(), alice, &pb.ResizeDiskImageRequest{VmName: "x", DiskSize: 2 << 20})
+			return err
+		},
+	} {
+		if err := call(); err == nil || !strings.Contains(err.Error(), "suspended") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if r, err := s.SyncVmTimes(t.Context(), alice); err != nil || r.Requests != 0 {
+		t.Errorf("SyncVmTimes: %v, %v", r, err)
+	}
+	b.stop(s, "x")
+	b.gone()
+
+	t.Setenv(guestEnv, "sleepless")
+	if r, err := b.small(s, "x"); err != nil || !r.Success {
+		t.Fatal(r, err)
+	}
+	if _, err := s.SuspendVm(t.Context(), alice, suspend); err == nil || !strings.Contains(err.Error(), "prepare the guest") {
+		t.Errorf("a guest that cannot prepare: %v", err)
+	}
+	if st, _ := s.GetState(t.Context(), alice); st.VMs[0]["status"] != "running" {
+		t.Errorf("the state says %v", st.VMs[0])
+	}
+	b.stop(s, "x")
+}
+
+// A caller that goes away while another one has the VM's turn gets its error
+// and leaves the VM as it is.
+func TestSuspendWaitsForItsTurn(t *testing.T) {
+	b := newBed(t)
+	s := b.serve()
+	if r, err := b.small(s, "x"); err != nil || !r.Success {
+		t.Fatal(r, err)
+	}
+	v, err := s.find(alice, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.turn <- struct{}{}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.SuspendVm(ctx, alice, &pb.SuspendVmRequest{Name: "x"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	<-v.turn
+	if v.isSuspended() {
+		t.Error("it is suspended")
+	}
+	b.stop(s, "x")
+}
+
+func TestCPUFlaws(t *testing.T) {
+	for _, test := range []struct {
+		name, l1tf, mds, want string
+	}{
+		{"a kernel that knows none", "", "", ""},
+		{"not affected", "Not affected\n", "Not affected\n", ""},
+		{"mitigated", "Mitigation: PTE Inversion; VMX: conditional cache flushes, SMT vulnerable\n", "Mitigation: Clear CPU buffers; SMT Host state unknown\n", ""},
+		{"mitigations=off", "Mitigation: PTE Inversion; VMX: vulnerable\n", "Vulnerable; SMT vulnerable\n", "mds: Vulnerable; SMT vulnerable"},
+		{"the other one", "Vulnerable\n", "", "l1tf: Vulnerable"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for name, text := range map[string]string{"l1tf": test.l1tf, "mds": test.mds} {
+				if text == "" {
+					continue
+				}
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := cpuFlaw(dir); got != test.want {
+				t.Errorf("%q, want %q", got, test.want)
+			}
+		})
+	}
+}
