@@ -49,7 +49,7 @@ AUBERGE_IMAGE_DIR=$(tail -n 1 "$out/image" 2>/dev/null)
 AUBERGE_BIN=$PWD/bin
 export AUBERGE_IMAGE_DIR AUBERGE_BIN
 suite image-check 300 go test -count=1 ./packaging/image/...
-suite e2e 1200 go test -count=1 -timeout=19m ./test/e2e
+suite e2e 2400 go test -count=1 -timeout=39m ./test/e2e
 
 printf '\n'
 if [ ${#failed[@]} -gt 0 ]; then
