@@ -28,22 +28,31 @@ type resize struct {
 	running bool
 	from    uint64
 	to      uint64
-	done    sync.WaitGroup
+	done    chan struct{}   // closed when the last one has ended
 	ctx     context.Context // done when the VM ends
 	cancel  context.CancelFunc
 }
 
 func newResize() *resize {
-	ctx, cancel := context.WithCancel(context.Background())
-	return &resize{ctx: ctx, cancel: cancel}
+	r := &resize{done: make(chan struct{})}
+	close(r.done)
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r
 }
 
-// stop ends a resize that is under way and waits for it.
-func (r *resize) stop() {
+// stop ends a resize that is under way and waits for it, for as long as grace:
+// one that is stuck in the kernel must not hold up the VM's end.
+func (r *resize) stop(grace time.Duration) {
 	r.mu.Lock()
 	r.cancel()
+	done := r.done
 	r.mu.Unlock()
-	r.done.Wait()
+	late := time.NewTimer(grace)
+	defer late.Stop()
+	select {
+	case <-done:
+	case <-late.C:
+	}
 }
 
 func (r *resize) underWay() bool {
@@ -75,8 +84,10 @@ func (s *Server) ResizeFilesystem(ctx context.Context, req *pb.ResizeFilesystemR
 	case r.running:
 		return &pb.ResizeFilesystemResponse{Status: pb.ResizeFilesystemResponse_ALREADY_IN_PROGRESS}, nil
 	}
-	r.running, r.from, r.to = true, from, req.Size
-	r.done.Go(func() {
+	done := make(chan struct{})
+	r.running, r.from, r.to, r.done = true, from, req.Size, done
+	go func() {
+		defer close(done)
 		defer func() {
 			if p := recover(); p != nil {
 				s.log.Error("resizing panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
@@ -90,7 +101,7 @@ func (s *Server) ResizeFilesystem(ctx context.Context, req *pb.ResizeFilesystemR
 			return
 		}
 		s.log.Info("the stateful file system was resized", "from", from, "to", req.Size)
-	})
+	}()
 	return &pb.ResizeFilesystemResponse{Status: pb.ResizeFilesystemResponse_STARTED}, nil
 }
 

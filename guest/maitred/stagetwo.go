@@ -80,7 +80,7 @@ func runStageTwo() error {
 	awaitEnd(log, signals, server.shutdown, failed)
 	cancel()
 	services.Stop()
-	server.resize.stop()
+	server.resize.stop(endGrace)
 	if err := table.EndAll(endGrace); err != nil {
 		log.Error("going on without them", "err", err)
 	}
