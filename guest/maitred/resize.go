@@ -2,6 +2,7 @@ package maitred
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -9,13 +10,15 @@ import (
 
 	"github.com/auberge-vm/auberge/guest/core"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
 // The host enlarges a disk just before it asks for a larger file system, and
 // the guest sees that a moment later: so often and, doubled each time, so long
-// it is waited for, as on ChromeOS.
+// it is waited for, as on ChromeOS. A resize for which there is no room at once
+// is tried as often.
 const (
 	growTries    = 5
 	growPauseMin = 100 * time.Millisecond
@@ -113,15 +116,36 @@ func (s *Server) resizeTo(ctx context.Context, fs core.Btrfs, size uint64) error
 	if err := s.balloon().Remove(); err != nil {
 		return err
 	}
-	if err := fs.Resize(ctx, s.table, size); err == nil || ctx.Err() != nil {
-		return err
+	return s.changeSize(ctx, fs, size)
+}
+
+// changeSize tries until it works: what was freed just now stays set aside
+// for data until the file system has cleaned up, and meanwhile there may be no
+// room to move what lies beyond the new end.
+func (s *Server) changeSize(ctx context.Context, fs core.Btrfs, size uint64) error {
+	for try, pause := 0, growPauseMin; ; try, pause = try+1, 2*pause {
+		err := fs.Resize(ctx, s.table, size)
+		if !errors.Is(err, unix.ENOSPC) || ctx.Err() != nil || try == growTries {
+			return err
+		}
+		if releaseErr := fs.ReleaseEmpty(ctx, s.table); releaseErr != nil {
+			s.log.Info("the stateful file system keeps empty chunks for now", "err", releaseErr)
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
 	}
-	// What was freed just now may still be set aside for data, and then there
-	// is no room to move what lies beyond the new end.
-	if err := fs.ReleaseEmpty(ctx, s.table); err != nil {
-		return err
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return fs.Resize(ctx, s.table, size)
 }
 
 // awaitDevice waits until the device is large enough.
@@ -134,12 +158,8 @@ func (s *Server) awaitDevice(ctx context.Context, fs core.Btrfs, size uint64) er
 		if try == growTries {
 			return fmt.Errorf("the disk has %d bytes and is not made larger", have)
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
+		if err := sleep(ctx, pause); err != nil {
+			return err
 		}
 	}
 }
