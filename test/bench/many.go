@@ -79,7 +79,7 @@ func benchMany(ctx context.Context, o *options, t *table) error {
 		}
 		t.figure(fmt.Sprintf("%s with %d VMs, p50", m.what, o.vms), "us", us, none)
 	}
-	after, err := pss(pid)
+	after, err := settled(ctx, pid)
 	if err != nil {
 		return err
 	}
@@ -88,6 +88,27 @@ func benchMany(ctx context.Context, o *options, t *table) error {
 	t.note("With %d VMs vm_concierge has %.1f descriptors per VM open (the limit of this machine is %s in all) and %d threads (%d before).",
 		o.vms, float64(descriptors(pid)-files)/n, fileLimit(pid), threads(pid), tasks)
 	return crowd.err()
+}
+
+// settled waits until a process gives no more memory back and returns what it
+// keeps.
+func settled(ctx context.Context, pid int) (float64, error) {
+	const quiet = 10 * time.Second
+	least, err := pss(pid)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for since := time.Now(); err == nil && time.Since(since) < quiet; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+		var now float64
+		if now, err = pss(pid); now < 0.99*least {
+			least, since = now, time.Now()
+		}
+	}
+	return least, err
 }
 
 // startMany starts n VMs.
