@@ -34,6 +34,7 @@ func (b *bed) supervisorOf(hypervisor int32) int {
 // One supervisor that does not answer costs the other VMs nothing, and its own
 // VM nothing that it has.
 func TestSupervisorThatDoesNotAnswer(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	var disk pb.CreateDiskImageResponse
