@@ -208,6 +208,9 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err 
 	crash.At(crash.GuestConfigured)
 	// make bench reads these.
 	v.log.Info("the guest is set up", "launched", launched, "ready", ready, "configured", time.Since(begin))
+	v.mu.Lock()
+	v.since = time.Now()
+	v.mu.Unlock()
 	return s.writeRecord(v, recordRunning)
 }
 
