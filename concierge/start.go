@@ -203,6 +203,9 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err 
 		return s.withConsole(v, err)
 	}
 	crash.At(crash.GuestConfigured)
+	v.mu.Lock()
+	v.since = time.Now()
+	v.mu.Unlock()
 	return s.writeRecord(v, recordRunning)
 }
 

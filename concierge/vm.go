@@ -173,7 +173,7 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 		return
 	}
 	v.mu.Lock()
-	v.status, v.since = pb.VmStatus_VM_STATUS_RUNNING, time.Now()
+	v.status = pb.VmStatus_VM_STATUS_RUNNING
 	v.mu.Unlock()
 	s.changed(v)
 	s.finish(op, nil)
