@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -249,6 +250,22 @@ func (m maitredServer) Shutdown(ctx context.Context, e *guestpb.EmptyMessage) (*
 func (maitredServer) StartTermina(context.Context, *guestpb.StartTerminaRequest) (*guestpb.StartTerminaResponse, error) {
 	return &guestpb.StartTerminaResponse{MountResult: guestpb.StartTerminaResponse_SUCCESS, FreeBytes: 7, FreeBytesHasValue: true}, nil
 }
+
+// ResizeFilesystem succeeds at once, but not with a guest that is "full".
+func (maitredServer) ResizeFilesystem(_ context.Context, r *guestpb.ResizeFilesystemRequest) (*guestpb.ResizeFilesystemResponse, error) {
+	resizedTo.Store(r.Size)
+	return &guestpb.ResizeFilesystemResponse{Status: guestpb.ResizeFilesystemResponse_STARTED}, nil
+}
+
+func (m maitredServer) GetResizeStatus(context.Context, *guestpb.EmptyMessage) (*guestpb.GetResizeStatusResponse, error) {
+	if m.fault == "full" {
+		return &guestpb.GetResizeStatusResponse{CurrentSize: 1 << 20}, nil
+	}
+	return &guestpb.GetResizeStatusResponse{CurrentSize: resizedTo.Load()}, nil
+}
+
+// resizedTo is the size of the guest's file system.
+var resizedTo atomic.Uint64
 
 // fakeOpener opens with this process's rights and remembers for whom.
 type fakeOpener struct {
