@@ -177,6 +177,12 @@ func (s *Supervisor) serve(c *net.UnixConn) {
 	}
 	if err := sendPacket(c, r, out); err != nil {
 		s.cfg.Log.Warn("answer a control request", "op", req.Op, "err", err)
+		if req.Op == opPause {
+			// Whoever asked has given up, and would take the VM for running.
+			if err := s.setPaused(false); err != nil {
+				s.cfg.Log.Error("undo a pause that nobody knows of", "err", err)
+			}
+		}
 		return
 	}
 	if req.Op == opWatch {
