@@ -61,7 +61,9 @@ type Supervisor struct {
 	backend   *child
 	endpoints map[uint32]*os.File
 	order     []uint32
-	paused    bool
+	// extra are the ports for which somebody else listens, or did.
+	extra  map[uint32]bool
+	paused bool
 
 	// stageGrace, launchGrace and backendReady, but in tests.
 	grace, orphan, ready time.Duration
@@ -82,6 +84,7 @@ func NewSupervisor(cfg SupervisorConfig) *Supervisor {
 		cfg:       cfg,
 		console:   NewRing(consoleSize),
 		endpoints: map[uint32]*os.File{},
+		extra:     map[uint32]bool{},
 		grace:     stageGrace,
 		orphan:    launchGrace,
 		ready:     backendReady,
