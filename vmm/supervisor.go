@@ -239,9 +239,23 @@ func (s *Supervisor) handle(req *request, files []*os.File) (reply, []*os.File) 
 }
 
 // watch keeps the connection until the VM has ended, then sends the exit
-// record. A watcher that goes away is noticed when that is written.
+// record. A watcher says nothing more: what it does next is to go away.
 func (s *Supervisor) watch(c *net.UnixConn) {
-	<-s.ended
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		var b [1]byte
+		c.Read(b[:])
+	}()
+	defer func() {
+		c.SetReadDeadline(time.Unix(1, 0))
+		<-left
+	}()
+	select {
+	case <-s.ended:
+	case <-left:
+		return
+	}
 	c.SetWriteDeadline(time.Now().Add(time.Second))
 	if err := sendPacket(c, reply{Exit: &s.exit}, nil); err != nil {
 		s.cfg.Log.Info("a watcher has gone", "err", err)
