@@ -64,6 +64,9 @@ func (s *Service) retry(v *vm, state recordState) {
 		case err == nil:
 			then, err := s.takeOver(v, state, m)
 			if err == nil {
+				if state == recordRunning && !m.FoundPaused() {
+					s.running.Go(func() { s.refresh(s.quit, v) })
+				}
 				then()
 				return
 			}

@@ -302,6 +302,7 @@ const consoleLines = 15
 
 // configure brings a guest that is up into the state that was asked for.
 func (s *Service) configure(ctx context.Context, v *vm, p *plan) error {
+	v.told = s.changesSoFar()
 	if n := p.spec.Network; n != nil {
 		err := within(ctx, agentTimeout, func(ctx context.Context) error {
 			return v.agent.ConfigureNetwork(ctx, networkOf(*n))

@@ -115,6 +115,7 @@ func (s *Service) suspend(ctx context.Context, v *vm, m *vmm.Machine) error {
 	if v.isSuspended() {
 		return nil
 	}
+	v.told = s.changesSoFar()
 	err := within(ctx, agentTimeout, v.agent.PrepareToSuspend)
 	if err != nil {
 		return err
@@ -146,6 +147,9 @@ func (s *Service) resume(ctx context.Context, v *vm, m *vmm.Machine) error {
 		return fmt.Errorf("the VM goes on, but with a wrong clock: %w", err)
 	}
 	s.refresh(ctx, v)
+	if s.changesSoFar().network != v.told.network {
+		s.tellNetworkChanged(ctx, v)
+	}
 	return nil
 }
 
