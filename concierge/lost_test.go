@@ -134,6 +134,41 @@ func TestLostAndStopped(t *testing.T) {
 	b.gone()
 }
 
+// Supervisors whose sockets were exchanged are not taken for each other's VMs.
+func TestSocketsExchanged(t *testing.T) {
+	b := newBed(t)
+	s := b.serve()
+	var sockets []string
+	for _, name := range []string{"a", "b"} {
+		if _, err := b.small(s, name); err != nil {
+			t.Fatal(err)
+		}
+		sockets = append(sockets, filepath.Join(s.vms[keyOf(alice.Owner, name)].dir, "control.sock"))
+	}
+	s.Close()
+	b.events.take()
+	for _, move := range [][2]string{{sockets[0], sockets[0] + "x"}, {sockets[1], sockets[0]}, {sockets[0] + "x", sockets[1]}} {
+		if err := os.Rename(move[0], move[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = b.serve()
+	for _, name := range []string{"a", "b"} {
+		if i := b.status(s, name); i.Status != pb.VmStatus_VM_STATUS_FAILURE {
+			t.Errorf("VM %s is %v", name, i)
+		}
+	}
+	if err := os.Rename(sockets[0], sockets[0]+"x"); err != nil {
+		t.Fatal(err)
+	}
+	b.stop(s, "b")
+	b.stop(s, "a")
+	if got, want := b.events.take(), []string{"VmStopping b", "VmStopped b", "VmStopping a", "VmStopped a"}; !slices.Equal(got, want) {
+		t.Errorf("signals %q, want %q", got, want)
+	}
+	b.gone()
+}
+
 // A VM that ends while it is lost is told of as any other.
 func TestLostAndEnded(t *testing.T) {
 	b := newBed(t)
