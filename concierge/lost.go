@@ -44,6 +44,7 @@ func (s *Service) retry(v *vm, state recordState) {
 			t.Stop()
 			stopping = nil
 			state = recordStarting // whatever it was, it is to end
+			s.changed(v)
 			s.emitStopping(v)
 			if s.finishOff(v) {
 				s.remove(v)

@@ -28,6 +28,23 @@ func await(t *testing.T, what string, done func() bool) {
 	}
 }
 
+// changesOf checks what became of a VM, by what its owner was told.
+func (b *bed) changesOf(name string, want ...string) {
+	b.t.Helper()
+	var got []string
+	await(b.t, fmt.Sprintf("that VM %q is told to be %s", name, want), func() bool {
+		got = nil
+		b.events.mu.Lock()
+		defer b.events.mu.Unlock()
+		for _, c := range b.events.changes {
+			if c.signal == vmChanged && c.what["name"] == name {
+				got = append(got, c.what["status"].(string))
+			}
+		}
+		return len(got) >= len(want) && slices.Equal(got[len(got)-len(want):], want)
+	})
+}
+
 // withDisk is a request for a VM that writes to a disk.
 func withDisk(name, disk string) *pb.StartVmRequest {
 	return &pb.StartVmRequest{Name: name, Disks: []*pb.DiskImage{{Path: disk, Writable: true}}}
@@ -130,6 +147,7 @@ func TestLostAndStopped(t *testing.T) {
 	if got, want := b.events.take(), []string{"VmStopping lost", "VmStopped lost"}; !slices.Equal(got, want) {
 		t.Errorf("signals %q, want %q", got, want)
 	}
+	b.changesOf("lost", "stopping", "stopped")
 	b.stop(s, "good")
 	b.gone()
 }

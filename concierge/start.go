@@ -212,6 +212,7 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err 
 // abandon ends a VM whose start has failed.
 func (s *Service) abandon(ctx context.Context, v *vm) {
 	if errors.Is(context.Cause(ctx), errStopped) {
+		s.changed(v)
 		s.emitStopping(v)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 4*exitGrace)

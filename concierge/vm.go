@@ -242,7 +242,13 @@ func (s *Service) shutdown(v *vm) {
 	s.changed(v)
 	s.emitStopping(v)
 	op := s.beginOperation(opStop, v.owner, v.key.name, nil)
-	defer s.finish(op, nil)
+	defer func() {
+		var err error
+		if !v.machineEnded() {
+			err = errors.New("the VM has not ended")
+		}
+		s.finish(op, err)
+	}()
 	crash.At(crash.StopAnnounced)
 	err := s.powerOff(v)
 	crash.At(crash.PoweredOff)
