@@ -278,6 +278,22 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// What could not wait for a disk that hangs is counted too.
+func TestDiskThatHangs(t *testing.T) {
+	b := newBook(t)
+	let := b.Hold()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	b.Append(ctx, user("one"), user("two"))
+	b.Append(ctx, user("three"))
+	let()
+	b.Append(t.Context(), user("four"))
+	b.Append(t.Context(), user("five"))
+	if got := b.read(0); len(got) != 3 || !strings.HasPrefix(got[0], "3 records are lost, they could not be written: ") || got[1] != "four" || got[2] != "five" {
+		t.Errorf("%q", got)
+	}
+}
+
 // A guest that floods its log waits for each answer, a few seconds at most,
 // and gets no more written than its share.
 func TestFloodInOrder(t *testing.T) {
