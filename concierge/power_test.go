@@ -58,6 +58,10 @@ func TestSuspend(t *testing.T) {
 	}
 	b.stop(s, "x")
 	b.gone()
+	log, err := s.GetVmLogs(t.Context(), alice, &pb.GetVmLogsRequest{Name: "x"})
+	if err != nil || !strings.Contains(log.Log, "the VM is suspended") {
+		t.Errorf("the log: %v, %v", log, err)
+	}
 
 	t.Setenv(guestEnv, "sleepless")
 	if r, err := b.small(s, "x"); err != nil || !r.Success {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 	"github.com/auberge-vm/auberge/vmm"
@@ -129,6 +130,7 @@ func (s *Service) suspend(ctx context.Context, v *vm, m *vmm.Machine) error {
 		return err
 	}
 	s.setSuspended(v, true)
+	s.noteAside(v, vmlog.Info, "the VM is suspended")
 	return nil
 }
 
@@ -143,6 +145,7 @@ func (s *Service) resume(ctx context.Context, v *vm, m *vmm.Machine) error {
 		return nil
 	}
 	s.setSuspended(v, false)
+	s.noteAside(v, vmlog.Info, "the VM goes on")
 	if err := within(ctx, agentTimeout, func(ctx context.Context) error { return v.agent.SetTime(ctx, time.Now()) }); err != nil {
 		return fmt.Errorf("the VM goes on, but with a wrong clock: %w", err)
 	}

@@ -233,10 +233,14 @@ func awaitFor(done <-chan struct{}, d time.Duration) {
 	}
 }
 
+// inputBatch is how much input is sent at once, in bytes: towards the guest
+// the backend takes streams apart by itself.
+const inputBatch = 4 * vshpb.BatchData
+
 // sendInput sends Stdin, whatever there is at once in one write. A failure to
 // send is left to receive, which may still have an exit code to read.
 func (s *session) sendInput(in *input) {
-	buf := make([]byte, vshpb.BatchData)
+	buf := make([]byte, inputBatch)
 	for {
 		n, err := in.read(buf)
 		if n > 0 {

@@ -89,8 +89,19 @@ func (b Btrfs) ReleaseEmpty(ctx context.Context, t *Table) error {
 
 var minDevSize = regexp.MustCompile(`^([0-9]+) bytes\b`)
 
+// btrfsLeast is the smallest size to which the kernel resizes one.
+const btrfsLeast = 256 << 20
+
 // MinSize is how small the file system can be made.
 func (b Btrfs) MinSize(ctx context.Context, t *Table) (uint64, error) {
+	size, err := b.Size()
+	if err != nil {
+		return 0, err
+	}
+	// Empty chunks would count.
+	if err := b.ReleaseEmpty(ctx, t); err != nil {
+		return 0, err
+	}
 	out, err := t.Output(ctx, "btrfs", "inspect-internal", "min-dev-size", b.Target)
 	if err != nil {
 		return 0, err
@@ -100,5 +111,9 @@ func (b Btrfs) MinSize(ctx context.Context, t *Table) (uint64, error) {
 	if m == nil {
 		return 0, fmt.Errorf("btrfs inspect-internal min-dev-size says %q, which is no size", out)
 	}
-	return strconv.ParseUint(m[1], 10, 64)
+	least, err := strconv.ParseUint(m[1], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("btrfs inspect-internal min-dev-size says %q: %w", out, err)
+	}
+	return min(max(least, btrfsLeast), size), nil
 }

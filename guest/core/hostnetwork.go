@@ -82,6 +82,9 @@ func destroyStaleSockets(link netlink.Link) (int, error) {
 	var errs []error
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		sockets, err := netlink.SocketDiagTCP(family)
+		if errors.Is(err, unix.ENOENT) {
+			continue // a kernel that cannot list them
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("cannot list the connections: %w", err))
 			continue
@@ -94,11 +97,13 @@ func destroyStaleSockets(link netlink.Link) (int, error) {
 			switch err := destroySocket(s); {
 			case err == nil:
 				destroyed++
+			case errors.Is(err, unix.EOPNOTSUPP):
+				// A kernel without CONFIG_INET_DIAG_DESTROY: nothing can be done.
+				return destroyed, errors.Join(errs...)
 			case !errors.Is(err, unix.ENOENT):
 				errs = append(errs, fmt.Errorf("cannot end the connection %s -> %s: %w", s.ID.Source, s.ID.Destination, err))
 			}
 		}
-		// A kernel that cannot do it says so for each.
 		errs = errs[:min(len(errs), 4)]
 	}
 	return destroyed, errors.Join(errs...)

@@ -27,6 +27,7 @@ func serve(t *testing.T, change func(*Server)) (pb.MaitredClient, *Server) {
 	table := core.NewTable(quiet())
 	services := core.NewSupervisor(table, quiet())
 	server := NewServer(table, services, quiet())
+	server.root = t.TempDir()
 	if change != nil {
 		change(server)
 	}

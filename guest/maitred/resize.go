@@ -9,6 +9,8 @@ import (
 
 	"github.com/auberge-vm/auberge/guest/core"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // The host enlarges a disk just before it asks for a larger file system, and
@@ -156,6 +158,9 @@ func (s *Server) GetResizeBounds(ctx context.Context, _ *pb.EmptyMessage) (*pb.G
 	fs, err := s.statefulBtrfs("GetResizeBounds")
 	if err != nil {
 		return nil, err
+	}
+	if s.resize.underWay() {
+		return nil, status.Error(codes.FailedPrecondition, "GetResizeBounds: the stateful file system is being resized")
 	}
 	least, err := fs.MinSize(ctx, s.table)
 	if err != nil {

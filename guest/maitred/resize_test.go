@@ -51,7 +51,7 @@ func TestResize(t *testing.T) {
 		t.Errorf("before: %v", s)
 	}
 	bounds, err := client.GetResizeBounds(t.Context(), &pb.EmptyMessage{})
-	if err != nil || bounds.MinimumSize < 16*mib || bounds.MinimumSize > 512*mib {
+	if err != nil || bounds.MinimumSize < 256*mib || bounds.MinimumSize > 512*mib {
 		t.Fatalf("bounds: %v, %v", bounds, err)
 	}
 	space, err := client.GetAvailableSpace(t.Context(), &pb.EmptyMessage{})
@@ -69,7 +69,7 @@ func TestResize(t *testing.T) {
 	if _, err := server.balloon().Adjust(0); err != nil {
 		t.Fatal(err)
 	}
-	smaller := max(bounds.MinimumSize, 320*mib)
+	smaller := bounds.MinimumSize
 	resize(smaller, pb.ResizeFilesystemResponse_STARTED)
 	settle(smaller)
 	resize(600*mib, pb.ResizeFilesystemResponse_STARTED)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"strings"
 	"testing"
 
 	"github.com/auberge-vm/auberge/guest/core"
@@ -122,116 +121,5 @@ func TestMount9PRefuses(t *testing.T) {
 			_, err := client.Mount9P(t.Context(), tt.req)
 			wantCode(t, err, tt.code)
 		})
-	}
-}
-
-func TestStartTerminaRefuses(t *testing.T) {
-	client, _ := serve(t, nil)
-	for name, tt := range map[string]struct {
-		device string
-		code   codes.Code
-	}{
-		"no disk":               {"", codes.InvalidArgument},
-		"a bare name":           {"vdb", codes.InvalidArgument},
-		"a file":                {"/etc/passwd", codes.InvalidArgument},
-		"a disk that is not":    {"/dev/no-such-disk", codes.FailedPrecondition},
-		"a device that is none": {"/dev/null", codes.FailedPrecondition},
-	} {
-		t.Run(name, func(t *testing.T) {
-			_, err := client.StartTermina(t.Context(), &pb.StartTerminaRequest{StatefulDevice: tt.device})
-			wantCode(t, err, tt.code)
-		})
-	}
-}
-
-func TestStartTermina(t *testing.T) {
-	if !coretest.Isolated(t, unix.CLONE_NEWNS) {
-		return
-	}
-	stateful := coretest.Dir(t) + "/stateful"
-	client, _ := serve(t, func(s *Server) { s.statefulDir = stateful })
-	device, _ := coretest.Disk(t, diskSize)
-	start := func(device string) *pb.StartTerminaResponse {
-		t.Helper()
-		got, err := client.StartTermina(t.Context(), &pb.StartTerminaRequest{StatefulDevice: device})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return got
-	}
-	first := start(device)
-	if first.MountResult != pb.StartTerminaResponse_SUCCESS || !first.FreeBytesHasValue || first.FreeBytes <= 0 || first.FreeBytes > diskSize {
-		t.Errorf("a new disk: %v", first)
-	}
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil || !strings.Contains(string(mounts), stateful+" btrfs rw,relatime,discard") || !strings.Contains(string(mounts), "user_subvol_rm_allowed") {
-		t.Errorf("mounted as\n%s", mounts)
-	}
-	if err := os.WriteFile(stateful+"/precious", []byte("data"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if again := start(device); again.MountResult != pb.StartTerminaResponse_SUCCESS || !again.FreeBytesHasValue {
-		t.Errorf("a second call: %v", again)
-	}
-	other, _ := coretest.Disk(t, diskSize)
-	_, err = client.StartTermina(t.Context(), &pb.StartTerminaRequest{StatefulDevice: other})
-	wantCode(t, err, codes.FailedPrecondition)
-
-	// The next boot.
-	if err := unix.Unmount(stateful, 0); err != nil {
-		t.Fatal(err)
-	}
-	if next := start(device); next.MountResult != pb.StartTerminaResponse_SUCCESS {
-		t.Errorf("the next boot: %v", next)
-	}
-	if data, err := os.ReadFile(stateful + "/precious"); err != nil || string(data) != "data" {
-		t.Errorf("the data after the next boot: %q, %v", data, err)
-	}
-}
-
-func TestStartTerminaWithAForeignDisk(t *testing.T) {
-	if !coretest.Isolated(t, unix.CLONE_NEWNS) {
-		return
-	}
-	stateful := coretest.Dir(t) + "/stateful"
-	client, server := serve(t, func(s *Server) { s.statefulDir = stateful })
-	device, _ := coretest.Disk(t, diskSize)
-	if err := server.table.Run(t.Context(), "mkfs.ext4", "-q", device); err != nil {
-		t.Fatal(err)
-	}
-	got, err := client.StartTermina(t.Context(), &pb.StartTerminaRequest{StatefulDevice: device})
-	if err != nil || got.MountResult != pb.StartTerminaResponse_FAILURE || got.FreeBytesHasValue || got.FreeBytes != -1 {
-		t.Errorf("got %v, %v", got, err)
-	}
-	if err := (core.MountPoint{Source: device, Target: stateful, Type: "ext4"}).MakeAndMount(); err != nil {
-		t.Errorf("the disk is damaged: %v", err)
-	}
-}
-
-func TestStartTerminaWithABrokenDisk(t *testing.T) {
-	if !coretest.Isolated(t, unix.CLONE_NEWNS) {
-		return
-	}
-	stateful := coretest.Dir(t) + "/stateful"
-	client, server := serve(t, func(s *Server) { s.statefulDir = stateful })
-	device, _ := coretest.Disk(t, diskSize)
-	if err := core.MakeBtrfs(t.Context(), server.table, device); err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.OpenFile(device, os.O_WRONLY|unix.O_SYNC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	// The first superblock goes; a copy lies at 64 MiB.
-	if _, err := f.WriteAt(make([]byte, 4096), 64<<10); err != nil {
-		t.Fatal(err)
-	}
-	got, err := client.StartTermina(t.Context(), &pb.StartTerminaRequest{StatefulDevice: device})
-	if err != nil || got.MountResult != pb.StartTerminaResponse_FAILURE {
-		t.Errorf("got %v, %v", got, err)
-	}
-	if has, err := core.HasBtrfs(device); err != nil || !has {
-		t.Errorf("it was written over (%v)", err)
 	}
 }

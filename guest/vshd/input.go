@@ -6,7 +6,7 @@ import (
 )
 
 // keepBuffer is the size up to which an emptied buffer is kept for more input.
-const keepBuffer = 64 << 10
+const keepBuffer = 2 * eager
 
 // An input is the queue of a session's input, between the client's frames and
 // a process that may not read. It is bounded.
@@ -23,6 +23,18 @@ type input struct {
 
 func newInput(limit int) *input {
 	return &input{limit: limit, filled: make(chan struct{}, 1), room: make(chan struct{}, 1)}
+}
+
+// eager is up to how much input, in bytes, is taken off the stream as it
+// comes. What is beyond waits there while the process reads: taken packet by
+// packet, it costs the guest several times as much.
+const eager = 256 << 10
+
+// enough reports whether the process has all the input that it can need soon.
+func (q *input) enough() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.waiting) >= eager && !q.closed
 }
 
 // put queues data and reports true, or false when the queue is full. Input

@@ -28,6 +28,22 @@ type pump struct {
 	buf    []byte
 }
 
+// Buffers of a pump grow with what is found in them, in bytes, and pipes are
+// made to hold as much: every change between the process and vshd costs, in an
+// emulated guest more than the data does.
+const (
+	pumpFirst = vshpb.BatchData
+	pumpMost  = 16 * vshpb.BatchData
+	pipeSize  = 1 << 20
+)
+
+// grow makes room for more when n bytes were all that there was room for.
+func (p *pump) grow(n int) {
+	if n == len(p.buf) && n < pumpMost {
+		p.buf = make([]byte, 2*n)
+	}
+}
+
 // run sends output until the source ends, which for the client of a pipe is a
 // message of its own, or until the source is interrupted, which says that the
 // process has exited. The error is the client's.
@@ -38,6 +54,7 @@ func (p *pump) run() error {
 			if err := p.out.WriteData(p.stream, p.buf[:n]); err != nil {
 				return err
 			}
+			p.grow(n)
 		}
 		switch {
 		case err == nil:

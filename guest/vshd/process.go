@@ -112,6 +112,7 @@ func (p *process) openPipes() (theirs []*os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
+	enlarge(input)
 	p.input = input
 	theirs = append(theirs, stdin)
 	for _, stream := range []vshpb.StdioStream{vshpb.StdioStream_STDOUT_STREAM, vshpb.StdioStream_STDERR_STREAM} {
@@ -122,10 +123,21 @@ func (p *process) openPipes() (theirs []*os.File, err error) {
 			}
 			return nil, err
 		}
+		if stream == vshpb.StdioStream_STDOUT_STREAM {
+			enlarge(r)
+		}
 		p.output = append(p.output, source{stream, r})
 		theirs = append(theirs, w)
 	}
 	return theirs, nil
+}
+
+// enlarge has a pipe hold more, if the system lets us.
+func enlarge(pipe *os.File) {
+	control(pipe, func(fd int) error {
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize)
+		return err
+	})
 }
 
 func (p *process) start(c *command, files []*os.File) error {

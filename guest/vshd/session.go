@@ -55,7 +55,7 @@ func (s *session) run(ctx context.Context) (int, error) {
 		close(exited)
 	})
 	for _, src := range s.proc.output {
-		p := &pump{source: src, out: s.out, limits: s.server.drain, buf: make([]byte, vshpb.BatchData)}
+		p := &pump{source: src, out: s.out, limits: s.server.drain, buf: make([]byte, pumpFirst)}
 		pumps.Go(func() {
 			if err := p.run(); err != nil {
 				lose(err)
@@ -126,6 +126,11 @@ func (s *session) tell(why error) {
 	}))
 }
 
+// readPause is how long a process may leave its input alone before it counts as
+// one that does not read: signals, which come after the input, have to reach
+// that one too.
+const readPause = 50 * time.Millisecond
+
 // receive acts on the client's messages. It returns why it stopped.
 func (s *session) receive(ctx context.Context) error {
 	var watch *goneWatch
@@ -134,7 +139,19 @@ func (s *session) receive(ctx context.Context) error {
 			watch.close()
 		}
 	}()
+	reading := true // as far as is known, the process
+	pause := time.NewTimer(0)
+	defer pause.Stop()
 	put := func(data []byte) error {
+		reading = reading || !s.input.enough()
+		for reading && s.input.enough() {
+			pause.Reset(readPause)
+			select {
+			case <-s.input.room:
+			case <-pause.C:
+				reading = false
+			}
+		}
 		for !s.input.put(data) {
 			if watch == nil {
 				var err error

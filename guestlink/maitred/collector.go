@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/proto" // registers the codec
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -29,7 +30,9 @@ const (
 	maxLogMessage     = 256 << 10 // bytes
 	maxLogRecords     = 4096      // of a message: empty ones take many times their size in memory
 	closeTimeout      = time.Second
-	logBuffer         = 4 << 10 // bytes; the connection stays as long as the VM
+	// logIdle ends connections on which nothing comes: they cost memory, and
+	// leave no place for others. A shipper connects again when it has something.
+	logIdle = time.Minute
 )
 
 // A Collector hears what one guest logs.
@@ -41,10 +44,15 @@ type Collector struct {
 // Collect serves the guest's LogCollector on l, which is closed with the
 // collector.
 func Collect(l net.Listener, sink guestlink.LogSink, log *slog.Logger) *Collector {
+	return collect(l, sink, log, logIdle)
+}
+
+func collect(l net.Listener, sink guestlink.LogSink, log *slog.Logger, idle time.Duration) *Collector {
 	c := &Collector{served: make(chan struct{}), server: grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxLogMessage), grpc.MaxConcurrentStreams(maxLogStreams),
 		grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(setupTimeout),
-		grpc.ReadBufferSize(logBuffer), grpc.WriteBufferSize(logBuffer),
+		grpc.ReadBufferSize(buffer), grpc.WriteBufferSize(buffer),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idle}),
 		grpc.ForceServerCodecV2(fewRecords{encoding.GetCodecV2("proto")}))}
 	pb.RegisterLogCollectorServer(c.server, logCollector{sink: sink})
 	go func() {

@@ -215,3 +215,31 @@ func TestCollectorClose(t *testing.T) {
 		t.Errorf("an orderly end was logged: %s", log)
 	}
 }
+
+// Connections on which nothing comes make place for others, and a shipper
+// that has something to say again is heard.
+func TestCollectorEndsIdleConnections(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "vm.vsock_9999")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := maitred.CollectIdle(l, func(context.Context, bool, []guestlink.LogRecord) error { return nil },
+		slog.New(slog.DiscardHandler), time.Millisecond)
+	t.Cleanup(c.Close)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var shippers []pb.LogCollectorClient
+	for range 3 * 4 { // several times as many as may be connected
+		s, _ := shipper(t, path)
+		shippers = append(shippers, s)
+		if _, err := s.CollectUserLogs(ctx, &pb.LogRequest{}, grpc.WaitForReady(true)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range shippers {
+		if _, err := s.CollectUserLogs(ctx, &pb.LogRequest{}, grpc.WaitForReady(true)); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -57,8 +57,35 @@ func benchBoot(ctx context.Context, o *options, t *table) error {
 	if err != nil {
 		return err
 	}
+	o.noteStages(t)
 	t.ratio("StartVm to its reply", "bare QEMU with the same devices until `VmReady`", "s", p, atMost(1.10))
 	return nil
+}
+
+// noteStages tells what the starts in the service's log consist of.
+func (o *options) noteStages(t *table) {
+	text, _ := os.ReadFile(o.log.Name())
+	var launch, boot, setup []float64
+	for l := range strings.Lines(string(text)) {
+		at := map[string]time.Duration{}
+		for f := range strings.FieldsSeq(l) {
+			name, value, _ := strings.Cut(f, "=")
+			if d, err := time.ParseDuration(value); err == nil {
+				at[name] = d
+			}
+		}
+		if at["configured"] == 0 {
+			continue
+		}
+		launch = append(launch, at["launched"].Seconds()*1e3)
+		boot = append(boot, (at["ready"]-at["launched"]).Seconds()*1e3)
+		setup = append(setup, (at["configured"]-at["ready"]).Seconds()*1e3)
+	}
+	if len(launch) == 0 {
+		return
+	}
+	t.note("StartVm consists of starting the supervisor and its processes (%s ms, median), the guest's boot until `VmReady` (%s ms) and the calls that configure the guest (%s ms).",
+		number(median(launch)), number(median(boot)), number(median(setup)))
 }
 
 // bare starts QEMU and the vsock backend without a service or a supervisor.

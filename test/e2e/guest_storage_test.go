@@ -103,3 +103,62 @@ func (g *liveGuest) mountFlags(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
+
+// resize makes the stateful file system as small as it can be and as large as
+// its disk again, with a file in it.
+func (g *liveGuest) resize(t *testing.T) {
+	const whole = 1 << 30
+	g.sh(t, "head -c 20000000 /dev/urandom > /mnt/stateful/kept; sha256sum /mnt/stateful/kept > /mnt/stateful/sum")
+	bounds, err := g.m.GetResizeBounds(t.Context(), &vmtoolspb.EmptyMessage{})
+	if err != nil || bounds.MinimumSize < 20e6 || bounds.MinimumSize >= whole {
+		t.Fatalf("bounds: %v, %v", bounds, err)
+	}
+	resize := func(size uint64) vmtoolspb.ResizeFilesystemResponse_ResizeStatus {
+		t.Helper()
+		r, err := g.m.ResizeFilesystem(t.Context(), &vmtoolspb.ResizeFilesystemRequest{Size: size})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Status
+	}
+	settle := func(want uint64) {
+		t.Helper()
+		for {
+			s, err := g.m.GetResizeStatus(t.Context(), &vmtoolspb.EmptyMessage{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.ResizeInProgress {
+				continue
+			}
+			// What btrfs itself says.
+			got := g.sh(t, "btrfs filesystem show --raw /mnt/stateful | sed -n 's/.* size \\([0-9]*\\) .*/\\1/p'; cd /mnt/stateful && sha256sum -c --quiet sum")
+			if s.CurrentSize != want || got != strconv.FormatUint(want, 10) {
+				t.Errorf("the size is %v and %s, want %d", s, got, want)
+			}
+			return
+		}
+	}
+	settle(whole)
+	smaller := bounds.MinimumSize
+	if s := resize(smaller); s != vmtoolspb.ResizeFilesystemResponse_STARTED {
+		t.Fatal(s)
+	}
+	settle(smaller)
+	space, err := g.m.GetAvailableSpace(t.Context(), &vmtoolspb.EmptyMessage{})
+	if err != nil || space.AvailableSpace == 0 || space.AvailableSpace > smaller {
+		t.Errorf("space: %v, %v", space, err)
+	}
+	// The disk is not made larger: it is waited for, and nothing changes.
+	if s := resize(2 * whole); s != vmtoolspb.ResizeFilesystemResponse_STARTED {
+		t.Fatal(s)
+	}
+	if s := resize(whole); s != vmtoolspb.ResizeFilesystemResponse_ALREADY_IN_PROGRESS {
+		t.Errorf("a second one: %v", s)
+	}
+	settle(smaller)
+	if s := resize(whole); s != vmtoolspb.ResizeFilesystemResponse_STARTED {
+		t.Fatal(s)
+	}
+	settle(whole)
+}
