@@ -2,6 +2,7 @@ package vmlog_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -272,5 +273,21 @@ func TestFull(t *testing.T) {
 	b.Append(t.Context(), user("five"))
 	if got := b.read(0); len(got) != 3 || !strings.HasPrefix(got[1], "3 records are lost, they could not be written: ") || got[2] != "five" {
 		t.Errorf("afterwards: %q", got)
+	}
+}
+
+// What could not wait for a disk that hangs is counted too.
+func TestDiskThatHangs(t *testing.T) {
+	b := newBook(t)
+	let := b.Hold()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	b.Append(ctx, user("one"), user("two"))
+	b.Append(ctx, user("three"))
+	let()
+	b.Append(t.Context(), user("four"))
+	b.Append(t.Context(), user("five"))
+	if got := b.read(0); len(got) != 3 || !strings.HasPrefix(got[0], "3 records are lost, they could not be written: ") || got[1] != "four" || got[2] != "five" {
+		t.Errorf("%q", got)
 	}
 }
