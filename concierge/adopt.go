@@ -19,6 +19,7 @@ import (
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 	"github.com/auberge-vm/auberge/vmm"
 	"github.com/auberge-vm/auberge/vmm/crash"
+	"github.com/auberge-vm/auberge/vsock"
 )
 
 const (
@@ -156,6 +157,11 @@ func attach(ctx context.Context, dir string) (*vmm.Machine, error) {
 // takeOver makes a VM that was found the service's, and says what is to be
 // done with it.
 func (s *Service) takeOver(v *vm, state recordState, m *vmm.Machine) (then func(), err error) {
+	// The socket's name is the VMs' user's to change, the record is not.
+	if m.Spec.ID != v.id || m.Spec.Vsock.CID != v.cid {
+		m.Release()
+		return nil, fmt.Errorf("what answers in its place is VM %q with the CID %d, not %q with the CID %d", m.Spec.ID, m.Spec.Vsock.CID, v.id, v.cid)
+	}
 	v.mu.Lock()
 	v.machine = m
 	if state != recordRunning {
@@ -208,7 +214,8 @@ func (s *Service) claim(v *vm) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.nets.claim(v.net)
-	if v.cid >= s.nextCID {
+	// Beyond the last one there is no next, and no VM either.
+	if v.cid >= s.nextCID && v.cid < vsock.CIDAny-1 {
 		s.nextCID = v.cid + 1
 	}
 }

@@ -45,6 +45,7 @@ func TestGuestThatHangs(t *testing.T) {
 	if err := <-hung; !errors.Is(err, errStopped) {
 		t.Errorf("the start ends with %v", err)
 	}
+	b.changesOf("hung", "starting", "stopping", "stopped")
 	b.gone()
 }
 

@@ -14,32 +14,67 @@ import (
 )
 
 // watchHost passes on what guests have to know of the host, for as long as the
-// service runs.
+// service runs. Guests that ran before are told first: nobody did while the
+// service was away.
 func (s *Service) watchHost(w *host.Watcher) {
-	w.Run(s.quit, func(c host.Change) {
-		s.log.Info("the host has changed", "what", c.String())
-		switch c {
-		case host.TimezoneChanged:
-			s.eachAwake(everyone, func(v *vm) { s.refreshTimezone(s.quit, v) })
-		case host.DNSChanged:
-			dns, err := s.cfg.Host.DNS()
-			if err != nil {
-				s.log.Warn("read the host's name servers", "err", err)
-				return
-			}
-			s.cfg.Events.Emit(0, "DnsSettingsChanged", dnsSettings(dns))
-			s.eachAwake(everyone, func(v *vm) { s.refreshResolver(s.quit, v) })
-		case host.NetworkChanged:
-			s.eachAwake(everyone, func(v *vm) {
-				if v.network() == nil {
-					return
-				}
-				if err := within(s.quit, agentTimeout, v.agent.HostNetworkChanged); err != nil {
-					v.log.Warn("tell the guest", "err", err)
-				}
-			})
+	s.eachAwake(everyone, func(v *vm) { s.refresh(s.quit, v) })
+	w.Run(s.quit, s.hostChanged)
+}
+
+// hostChanges counts the changes of the host, so that a VM which could not be
+// told of one can be told later.
+type hostChanges struct{ all, network uint64 }
+
+// changesSoFar is to be asked for before a guest is told how the host is.
+func (s *Service) changesSoFar() hostChanges {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hostChanges
+}
+
+func (s *Service) hostChanged(c host.Change) {
+	s.log.Info("the host has changed", "what", c.String())
+	s.mu.Lock()
+	s.hostChanges.all++
+	if c == host.NetworkChanged {
+		s.hostChanges.network++
+	}
+	s.mu.Unlock()
+	switch c {
+	case host.TimezoneChanged:
+		s.eachAwake(everyone, func(v *vm) { s.refreshTimezone(s.quit, v) })
+	case host.DNSChanged:
+		dns, err := s.cfg.Host.DNS()
+		if err != nil {
+			s.log.Warn("read the host's name servers", "err", err)
+			return
 		}
-	})
+		s.cfg.Events.Emit(0, "DnsSettingsChanged", dnsSettings(dns))
+		s.eachAwake(everyone, func(v *vm) { s.refreshResolver(s.quit, v) })
+	case host.NetworkChanged:
+		s.eachAwake(everyone, func(v *vm) { s.tellNetworkChanged(s.quit, v) })
+	}
+}
+
+func (s *Service) tellNetworkChanged(ctx context.Context, v *vm) {
+	if v.network() == nil {
+		return
+	}
+	if err := within(ctx, agentTimeout, v.agent.HostNetworkChanged); err != nil {
+		v.log.Warn("tell the guest", "err", err)
+	}
+}
+
+// catchUp tells a guest what has changed while it was being set up and was not
+// among those who are told.
+func (s *Service) catchUp(ctx context.Context, v *vm, since hostChanges) {
+	now := s.changesSoFar()
+	if now.all != since.all {
+		s.refresh(ctx, v)
+	}
+	if now.network != since.network {
+		s.tellNetworkChanged(ctx, v)
+	}
 }
 
 func dnsSettings(d host.DNS) *pb.DnsSettings {
@@ -55,7 +90,7 @@ func (s *Service) GetDnsSettings(context.Context, policy.Subject) (*pb.DnsSettin
 	return dnsSettings(d), nil
 }
 
-// refresh tells a guest all that may have changed while it could not be told.
+// refresh tells a guest how the host is now.
 func (s *Service) refresh(ctx context.Context, v *vm) {
 	s.refreshTimezone(ctx, v)
 	s.refreshResolver(ctx, v)

@@ -103,6 +103,15 @@ func (v *vm) note(severity vmlog.Severity, format string, args ...any) {
 	v.diary.Append(ctx, vmlog.Record{Source: vmlog.Host, Severity: severity, Time: time.Now(), Content: fmt.Appendf(nil, format, args...)})
 }
 
+// noteAside is note for others than the VM's own goroutine.
+func (s *Service) noteAside(v *vm, severity vmlog.Severity, text string) {
+	l := s.logs.Open(s.logPath(v.key), v.log)
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), logTimeout)
+	defer cancel()
+	l.Append(ctx, vmlog.Record{Source: vmlog.Host, Severity: severity, Time: time.Now(), Content: []byte(text)})
+}
+
 // noteEnd writes how a VM has ended. What a guest says last, in a panic, never
 // comes through the collector, so that an end which nobody asked for is told
 // with the end of the console.

@@ -44,6 +44,7 @@ func (s *Service) retry(v *vm, state recordState) {
 			t.Stop()
 			stopping = nil
 			state = recordStarting // whatever it was, it is to end
+			s.changed(v)
 			s.emitStopping(v)
 			if s.finishOff(v) {
 				s.remove(v)
@@ -64,6 +65,9 @@ func (s *Service) retry(v *vm, state recordState) {
 		case err == nil:
 			then, err := s.takeOver(v, state, m)
 			if err == nil {
+				if state == recordRunning && !m.FoundPaused() {
+					s.running.Go(func() { s.refresh(s.quit, v) })
+				}
 				then()
 				return
 			}

@@ -28,6 +28,23 @@ func await(t *testing.T, what string, done func() bool) {
 	}
 }
 
+// changesOf checks what became of a VM, by what its owner was told.
+func (b *bed) changesOf(name string, want ...string) {
+	b.t.Helper()
+	var got []string
+	await(b.t, fmt.Sprintf("that VM %q is told to be %s", name, want), func() bool {
+		got = nil
+		b.events.mu.Lock()
+		defer b.events.mu.Unlock()
+		for _, c := range b.events.changes {
+			if c.signal == vmChanged && c.what["name"] == name {
+				got = append(got, c.what["status"].(string))
+			}
+		}
+		return len(got) >= len(want) && slices.Equal(got[len(got)-len(want):], want)
+	})
+}
+
 // withDisk is a request for a VM that writes to a disk.
 func withDisk(name, disk string) *pb.StartVmRequest {
 	return &pb.StartVmRequest{Name: name, Disks: []*pb.DiskImage{{Path: disk, Writable: true}}}
@@ -130,7 +147,43 @@ func TestLostAndStopped(t *testing.T) {
 	if got, want := b.events.take(), []string{"VmStopping lost", "VmStopped lost"}; !slices.Equal(got, want) {
 		t.Errorf("signals %q, want %q", got, want)
 	}
+	b.changesOf("lost", "stopping", "stopped")
 	b.stop(s, "good")
+	b.gone()
+}
+
+// Supervisors whose sockets were exchanged are not taken for each other's VMs.
+func TestSocketsExchanged(t *testing.T) {
+	b := newBed(t)
+	s := b.serve()
+	var sockets []string
+	for _, name := range []string{"a", "b"} {
+		if _, err := b.small(s, name); err != nil {
+			t.Fatal(err)
+		}
+		sockets = append(sockets, filepath.Join(s.vms[keyOf(alice.Owner, name)].dir, "control.sock"))
+	}
+	s.Close()
+	b.events.take()
+	for _, move := range [][2]string{{sockets[0], sockets[0] + "x"}, {sockets[1], sockets[0]}, {sockets[0] + "x", sockets[1]}} {
+		if err := os.Rename(move[0], move[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = b.serve()
+	for _, name := range []string{"a", "b"} {
+		if i := b.status(s, name); i.Status != pb.VmStatus_VM_STATUS_FAILURE {
+			t.Errorf("VM %s is %v", name, i)
+		}
+	}
+	if err := os.Rename(sockets[0], sockets[0]+"x"); err != nil {
+		t.Fatal(err)
+	}
+	b.stop(s, "b")
+	b.stop(s, "a")
+	if got, want := b.events.take(), []string{"VmStopping b", "VmStopped b", "VmStopping a", "VmStopped a"}; !slices.Equal(got, want) {
+		t.Errorf("signals %q, want %q", got, want)
+	}
 	b.gone()
 }
 

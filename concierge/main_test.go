@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -68,6 +69,7 @@ func TestMain(m *testing.M) {
 const (
 	hypervisorEnv = "CONCIERGE_TEST_HYPERVISOR" // words for hypervise
 	guestEnv      = "CONCIERGE_TEST_GUEST"      // mute, refuses, stays, hangs, "says:" and what it says instead of OK
+	heardEnv      = "CONCIERGE_TEST_HEARD"      // the file in which it notes what it is told
 )
 
 func fatal(err error) int {
@@ -233,8 +235,24 @@ func (m maitredServer) PrepareToSuspend(ctx context.Context, e *guestpb.EmptyMes
 	return e, nil
 }
 
-func (maitredServer) SetTimezone(context.Context, *guestpb.SetTimezoneRequest) (*guestpb.EmptyMessage, error) {
+func (maitredServer) SetTimezone(_ context.Context, r *guestpb.SetTimezoneRequest) (*guestpb.EmptyMessage, error) {
+	hear("zone " + r.TimezoneName)
 	return &guestpb.EmptyMessage{}, nil
+}
+
+func (maitredServer) OnHostNetworkChanged(context.Context, *guestpb.EmptyMessage) (*guestpb.EmptyMessage, error) {
+	hear("network")
+	return &guestpb.EmptyMessage{}, nil
+}
+
+// hear tells the test what the host has told the guest.
+func hear(line string) {
+	f, err := os.OpenFile(os.Getenv(heardEnv), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	f.WriteString(line + "\n")
 }
 
 // Shutdown has no power over the hypervisor. One that stays says that it will
@@ -246,9 +264,30 @@ func (m maitredServer) Shutdown(ctx context.Context, e *guestpb.EmptyMessage) (*
 	return m.UnimplementedMaitredServer.Shutdown(ctx, e)
 }
 
-func (maitredServer) StartTermina(context.Context, *guestpb.StartTerminaRequest) (*guestpb.StartTerminaResponse, error) {
+// StartTermina takes until it is let go, by the FIFOs in a directory.
+func (m maitredServer) StartTermina(context.Context, *guestpb.StartTerminaRequest) (*guestpb.StartTerminaResponse, error) {
+	if dir, ok := strings.CutPrefix(m.fault, "slow:"); ok {
+		rendezvous(filepath.Join(dir, "asked"), os.O_WRONLY)
+		rendezvous(filepath.Join(dir, "go"), os.O_RDONLY)
+	}
 	return &guestpb.StartTerminaResponse{MountResult: guestpb.StartTerminaResponse_SUCCESS, FreeBytes: 7, FreeBytesHasValue: true}, nil
 }
+
+// ResizeFilesystem succeeds at once, but not with a guest that is "full".
+func (maitredServer) ResizeFilesystem(_ context.Context, r *guestpb.ResizeFilesystemRequest) (*guestpb.ResizeFilesystemResponse, error) {
+	resizedTo.Store(r.Size)
+	return &guestpb.ResizeFilesystemResponse{Status: guestpb.ResizeFilesystemResponse_STARTED}, nil
+}
+
+func (m maitredServer) GetResizeStatus(context.Context, *guestpb.EmptyMessage) (*guestpb.GetResizeStatusResponse, error) {
+	if m.fault == "full" {
+		return &guestpb.GetResizeStatusResponse{CurrentSize: 1 << 20}, nil
+	}
+	return &guestpb.GetResizeStatusResponse{CurrentSize: resizedTo.Load()}, nil
+}
+
+// resizedTo is the size of the guest's file system.
+var resizedTo atomic.Uint64
 
 // fakeOpener opens with this process's rights and remembers for whom.
 type fakeOpener struct {

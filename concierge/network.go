@@ -72,7 +72,7 @@ func (p *netPool) network(n uint32) vmm.Network {
 }
 
 func (p *netPool) number(n vmm.Network) (uint32, bool) {
-	if !n.Subnet.IsValid() || n.Subnet.Bits() != subnetBits {
+	if !n.Subnet.Addr().Is4() || n.Subnet.Bits() != subnetBits {
 		return 0, false
 	}
 	b := n.Subnet.Addr().As4()

@@ -130,3 +130,20 @@ func TestNetPoolProperties(t *testing.T) {
 		}
 	})
 }
+
+// What a VM found running says of its network is not believed blindly.
+func TestClaimOfStrangeNetworks(t *testing.T) {
+	p, err := newNetPool(netip.MustParsePrefix("10.0.0.0/28"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, subnet := range []netip.Prefix{{}, netip.MustParsePrefix("2001:db8::/29"), netip.MustParsePrefix("10.0.0.0/30"), netip.MustParsePrefix("10.0.1.0/29")} {
+		p.claim(vmm.Network{Subnet: subnet})
+		p.release(vmm.Network{Subnet: subnet})
+	}
+	for range 2 {
+		if _, err := p.take(); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -3,12 +3,17 @@ package concierge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
+	"github.com/auberge-vm/auberge/vmm"
 )
 
 // Suspended VMs stand still, refuse what their guests would have to answer,
@@ -53,6 +58,10 @@ func TestSuspend(t *testing.T) {
 	}
 	b.stop(s, "x")
 	b.gone()
+	log, err := s.GetVmLogs(t.Context(), alice, &pb.GetVmLogsRequest{Name: "x"})
+	if err != nil || !strings.Contains(log.Log, "the VM is suspended") {
+		t.Errorf("the log: %v, %v", log, err)
+	}
 
 	t.Setenv(guestEnv, "sleepless")
 	if r, err := b.small(s, "x"); err != nil || !r.Success {
@@ -90,6 +99,99 @@ func TestSuspendWaitsForItsTurn(t *testing.T) {
 		t.Error("it is suspended")
 	}
 	b.stop(s, "x")
+}
+
+// noticed is a context that tells when somebody first waits for its end.
+type noticed struct {
+	context.Context
+	once    *sync.Once
+	waiting chan struct{}
+}
+
+func (c noticed) Done() <-chan struct{} {
+	c.once.Do(func() { close(c.waiting) })
+	return c.Context.Done()
+}
+
+// Who waits for its turn while the VM is being stopped does not freeze a guest
+// that is powering off.
+func TestSuspendOfAVMThatIsStopping(t *testing.T) {
+	b := newBed(t)
+	s := b.serve()
+	if r, err := b.small(s, "x"); err != nil || !r.Success {
+		t.Fatal(r, err)
+	}
+	v, err := s.find(alice, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.turn <- struct{}{}
+	ctx := noticed{t.Context(), new(sync.Once), make(chan struct{})}
+	failed := make(chan error)
+	go func() {
+		_, err := s.SuspendVm(ctx, alice, &pb.SuspendVmRequest{Name: "x"})
+		failed <- err
+	}()
+	<-ctx.waiting
+	asked := func(on bool) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.asked = on
+	}
+	asked(true)
+	<-v.turn
+	if err := <-failed; !errors.Is(err, ErrNotRunning) {
+		t.Errorf("%v", err)
+	}
+	if v.isSuspended() {
+		t.Error("it is suspended")
+	}
+	asked(false)
+	b.stop(s, "x")
+}
+
+// A VM does not stand still because of a call that has failed.
+func TestSuspendWithoutAnAnswer(t *testing.T) {
+	b := newBed(t)
+	s := b.serve()
+	r, err := b.small(s, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.find(alice, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	supervisor := v.processes.Supervisor.PID
+	if err := syscall.Kill(supervisor, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Kill(supervisor, syscall.SIGCONT) })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	context.AfterFunc(ctx, func() { syscall.Kill(supervisor, syscall.SIGCONT) })
+	if _, err := s.SuspendVm(ctx, alice, &pb.SuspendVmRequest{Name: "x"}); err == nil {
+		t.Error("nobody answered, and it is suspended")
+	}
+	if _, err := s.ResumeVm(t.Context(), alice, &pb.ResumeVmRequest{Name: "x"}); err != nil {
+		t.Error(err)
+	}
+	await(t, "the hypervisor goes on", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.VmInfo.Pid))
+		return err == nil && !strings.Contains(string(stat), ") T ") && !v.machinePaused(t)
+	})
+	b.stop(s, "x")
+}
+
+// machinePaused asks the VM's supervisor.
+func (v *vm) machinePaused(t *testing.T) bool {
+	t.Helper()
+	m, err := vmm.Attach(t.Context(), v.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Release()
+	return m.FoundPaused()
 }
 
 func TestCPUFlaws(t *testing.T) {

@@ -39,3 +39,19 @@ func checkQcow2(f readerAt) error {
 	}
 	return nil
 }
+
+// qcow2Size is how large the disk in a qcow2 image is, in bytes.
+func qcow2Size(f readerAt) (int64, error) {
+	if err := checkQcow2(f); err != nil {
+		return 0, err
+	}
+	var size [8]byte
+	if _, err := f.ReadAt(size[:], 24); err != nil {
+		return 0, err
+	}
+	n := binary.BigEndian.Uint64(size[:])
+	if n > 1<<62 {
+		return 0, fmt.Errorf("its qcow2 header says %d bytes", n)
+	}
+	return int64(n), nil
+}

@@ -85,6 +85,24 @@ func growImage(path string, size int64) error {
 	return f.Sync()
 }
 
+// imageSize is how large the guest sees a disk, in bytes. The file of a qcow2
+// image is as large as what was written.
+func imageSize(path string, spec *vmm.Spec, disk int) (int64, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if disk < len(spec.Disks) && spec.Disks[disk].Format == vmm.FormatQcow2 {
+		return qcow2Size(f)
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
+}
+
 // markChosen remembers that the owner has chosen the size. Some file systems
 // have no such attributes; then nobody knows.
 func markChosen(path string) { _ = unix.Setxattr(path, sizeXattr, []byte("1"), 0) }
@@ -96,11 +114,11 @@ func (s *Service) beginResize(v *vm, m *vmm.Machine, path string, size int64) (*
 	if !disk.Has {
 		return nil, fmt.Errorf("VM %q runs without its disk image, or may not write to it: stop it first", v.key.name)
 	}
-	fi, err := os.Stat(path)
+	from, err := imageSize(path, m.Spec, disk.Index)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("find out the size of the disk of VM %q: %w", v.key.name, err)
 	}
-	if size < fi.Size() && !disk.Stateful {
+	if size < from && !disk.Stateful {
 		return nil, fmt.Errorf("the disk of VM %q cannot become smaller: only a stateful file system (start_termina) makes room for that", v.key.name)
 	}
 	ctx, cancel := context.WithCancelCause(s.quit)
@@ -127,7 +145,7 @@ func (s *Service) beginResize(v *vm, m *vmm.Machine, path string, size int64) (*
 		defer cancel(nil)
 		ctx, stop := context.WithTimeout(ctx, resizeTimeout)
 		defer stop()
-		err := s.resize(ctx, v, m, op, disk, path, fi.Size(), size)
+		err := s.resize(ctx, v, m, op, disk, path, from, size)
 		s.mu.Lock()
 		v.resizing = false
 		s.mu.Unlock()
@@ -149,7 +167,9 @@ func (s *Service) resize(ctx context.Context, v *vm, m *vmm.Machine, op *operati
 			return err
 		}
 	}
-	if disk.Stateful && to != from {
+	// Also where the disk has its size already: an earlier attempt may have
+	// ended between the two.
+	if disk.Stateful {
 		if err := s.resizeFilesystem(ctx, v, m, op, uint64(to)); err != nil {
 			return err
 		}

@@ -105,6 +105,8 @@ type Service struct {
 
 	operations operations
 	journal    journal
+	// hostChanges counts them, under mu.
+	hostChanges hostChanges
 
 	// settingsTurn lets one ConfigureVm at a time read and write back.
 	settingsTurn chan struct{}

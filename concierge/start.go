@@ -208,12 +208,16 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err 
 	crash.At(crash.GuestConfigured)
 	// make bench reads these.
 	v.log.Info("the guest is set up", "launched", launched, "ready", ready, "configured", time.Since(begin))
+	v.mu.Lock()
+	v.since = time.Now()
+	v.mu.Unlock()
 	return s.writeRecord(v, recordRunning)
 }
 
 // abandon ends a VM whose start has failed.
 func (s *Service) abandon(ctx context.Context, v *vm) {
 	if errors.Is(context.Cause(ctx), errStopped) {
+		s.changed(v)
 		s.emitStopping(v)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 4*exitGrace)
@@ -304,6 +308,7 @@ const consoleLines = 15
 
 // configure brings a guest that is up into the state that was asked for.
 func (s *Service) configure(ctx context.Context, v *vm, p *plan) error {
+	v.told = s.changesSoFar()
 	if n := p.spec.Network; n != nil {
 		err := within(ctx, agentTimeout, func(ctx context.Context) error {
 			return v.agent.ConfigureNetwork(ctx, networkOf(*n))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 	"github.com/auberge-vm/auberge/vmm"
@@ -17,17 +18,30 @@ func (s *Service) up(sub policy.Subject, name string) (*vm, *vmm.Machine, error)
 	if err != nil {
 		return nil, nil, err
 	}
+	m, err := v.running()
+	if err != nil {
+		return nil, nil, err
+	}
+	return v, m, nil
+}
+
+// running is the machine of a VM that has been started and is not on its way
+// out.
+func (v *vm) running() (*vmm.Machine, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	name := v.key.name
 	switch {
+	case v.status == pb.VmStatus_VM_STATUS_STOPPED:
+		return nil, fmt.Errorf("%w: %q has ended", ErrNotRunning, name)
 	case v.asked:
-		return nil, nil, fmt.Errorf("%w: %q is being stopped", ErrNotRunning, name)
+		return nil, fmt.Errorf("%w: %q is being stopped", ErrNotRunning, name)
 	case v.status == pb.VmStatus_VM_STATUS_FAILURE:
-		return nil, nil, fmt.Errorf("%w: %w", ErrNotRunning, v.startErr)
+		return nil, fmt.Errorf("%w: %w", ErrNotRunning, v.startErr)
 	case v.status != pb.VmStatus_VM_STATUS_RUNNING:
-		return nil, nil, fmt.Errorf("%w: %q is still being started", ErrNotRunning, name)
+		return nil, fmt.Errorf("%w: %q is still being started", ErrNotRunning, name)
 	}
-	return v, v.machine, nil
+	return v.machine, nil
 }
 
 // awake is up for what the guest has to answer.
@@ -72,7 +86,7 @@ func (s *Service) ResumeVm(ctx context.Context, sub policy.Subject, req *pb.Resu
 
 func (s *Service) power(ctx context.Context, sub policy.Subject, name, kind string,
 	f func(context.Context, *vm, *vmm.Machine) error) (*pb.SuccessFailureResponse, error) {
-	v, m, err := s.up(sub, name)
+	v, _, err := s.up(sub, name)
 	if errors.Is(err, ErrNotFound) {
 		return &pb.SuccessFailureResponse{Success: true}, nil
 	}
@@ -83,6 +97,11 @@ func (s *Service) power(ctx context.Context, sub policy.Subject, name, kind stri
 		return nil, fmt.Errorf("VM %q is busy: %w", name, err)
 	}
 	defer v.endTurn()
+	// Whoever had the turn may have told the guest to power off.
+	m, err := v.running()
+	if err != nil {
+		return nil, err
+	}
 	op := s.beginOperation(kind, v.owner, name, nil)
 	err = f(ctx, v, m)
 	s.finish(op, err)
@@ -97,31 +116,43 @@ func (s *Service) suspend(ctx context.Context, v *vm, m *vmm.Machine) error {
 	if v.isSuspended() {
 		return nil
 	}
+	v.told = s.changesSoFar()
 	err := within(ctx, agentTimeout, v.agent.PrepareToSuspend)
 	if err != nil {
 		return err
 	}
 	if err := m.Pause(ctx); err != nil {
+		// Its answer may be what is missing, and then nobody would know that
+		// the VM stands still.
+		if rerr := within(context.WithoutCancel(ctx), exitGrace, m.Resume); rerr != nil {
+			err = fmt.Errorf("%w; it may stand still all the same, ResumeVm then lets it go on (%w)", err, rerr)
+		}
 		return err
 	}
 	s.setSuspended(v, true)
+	s.noteAside(v, vmlog.Info, "the VM is suspended")
 	return nil
 }
 
 // resume is called by whoever has the VM's turn. A guest that cannot be told
 // the time runs all the same.
 func (s *Service) resume(ctx context.Context, v *vm, m *vmm.Machine) error {
-	if !v.isSuspended() {
-		return nil
-	}
+	// Also one that should not stand still: see suspend.
 	if err := m.Resume(ctx); err != nil {
 		return err
 	}
+	if !v.isSuspended() {
+		return nil
+	}
 	s.setSuspended(v, false)
+	s.noteAside(v, vmlog.Info, "the VM goes on")
 	if err := within(ctx, agentTimeout, func(ctx context.Context) error { return v.agent.SetTime(ctx, time.Now()) }); err != nil {
 		return fmt.Errorf("the VM goes on, but with a wrong clock: %w", err)
 	}
 	s.refresh(ctx, v)
+	if s.changesSoFar().network != v.told.network {
+		s.tellNetworkChanged(ctx, v)
+	}
 	return nil
 }
 

@@ -52,6 +52,10 @@ type vm struct {
 	gone chan struct{}
 	// turn is held by whoever suspends, resumes or stops the VM.
 	turn chan struct{}
+	// told is how far the host had changed when the guest could last be told:
+	// before it was set up, or suspended. It belongs to run and then to whoever
+	// has the turn.
+	told hostChanges
 
 	mu       sync.Mutex
 	machine  *vmm.Machine
@@ -176,9 +180,11 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 		close(v.started)
 		return
 	}
-	v.mu.Lock()
-	v.status, v.since = pb.VmStatus_VM_STATUS_RUNNING, time.Now()
-	v.mu.Unlock()
+	told := v.told
+	v.setStatus(pb.VmStatus_VM_STATUS_RUNNING)
+	if s.changesSoFar() != told {
+		s.running.Go(func() { s.catchUp(s.quit, v, told) })
+	}
 	s.changed(v)
 	s.finish(op, nil)
 	v.log.Info("VM started", "pid", v.machine.PID(), "cid", v.cid)
@@ -258,7 +264,13 @@ func (s *Service) shutdown(v *vm) {
 	s.changed(v)
 	s.emitStopping(v)
 	op := s.beginOperation(opStop, v.owner, v.key.name, nil)
-	defer s.finish(op, nil)
+	defer func() {
+		var err error
+		if !v.machineEnded() {
+			err = errors.New("the VM has not ended")
+		}
+		s.finish(op, err)
+	}()
 	crash.At(crash.StopAnnounced)
 	err := s.powerOff(v)
 	crash.At(crash.PoweredOff)

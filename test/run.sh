@@ -32,7 +32,7 @@ build_image() {
 
 # The module's packages but those that need the image.
 unit() {
-	go list ./... | grep -v -e /test/e2e -e /packaging/image | xargs go test -race -count=1 -timeout=8m
+	go list ./... | grep -v -e /test/e2e -e /packaging/image | xargs go test -race -count=1 -timeout=11m
 }
 
 out=$(mktemp -d)
@@ -40,16 +40,16 @@ trap 'rm -rf "$out"' EXIT
 export out
 export -f formatted build_image unit
 
-suite build 600 make --no-print-directory build
+suite build 300 make --no-print-directory build
 suite format 60 bash -c formatted
-suite vet 300 go vet ./...
-suite unit 600 bash -c unit
-suite image 600 bash -c build_image
+suite vet 240 go vet ./...
+suite unit 720 bash -c unit
+suite image 420 bash -c build_image
 AUBERGE_IMAGE_DIR=$(tail -n 1 "$out/image" 2>/dev/null)
 AUBERGE_BIN=$PWD/bin
 export AUBERGE_IMAGE_DIR AUBERGE_BIN
-suite image-check 300 go test -count=1 ./packaging/image/...
-suite e2e 1200 go test -count=1 -timeout=19m ./test/e2e
+suite image-check 240 go test -count=1 ./packaging/image/...
+suite e2e 1620 go test -count=1 -timeout=26m ./test/e2e
 
 printf '\n'
 if [ ${#failed[@]} -gt 0 ]; then

@@ -31,7 +31,7 @@ export AUBERGE_ROUNDS=${AUBERGE_ROUNDS:-100} AUBERGE_COMMANDS=${AUBERGE_COMMANDS
 
 run survival go test -count=1 -timeout=6h -v ./test/e2e -run '^TestSurvival$'
 run crash-points go test -count="${AUBERGE_CRASHES:-3}" -timeout=6h ./test/e2e -run '^TestCrashPoints$'
-run shells go test -count=1 -timeout=6h -v ./test/e2e -run '^TestVshBulk$|^TestVshManyCommands$|^TestShellOutlivesConcierge$'
+run shells go test -count=1 -timeout=6h -v ./test/e2e -run '^TestVshStreams$|^TestShellOutlivesConcierge$'
 for package in $(go list ./...); do
 	for target in $(go test -list '^Fuzz' "$package" 2>/dev/null | grep '^Fuzz'); do
 		run "$target of ${package#*/*/*/}" go test "$package" -run='^$' -fuzz="^$target\$" -fuzztime="${AUBERGE_FUZZTIME:-60s}"

@@ -20,6 +20,38 @@ import (
 	"github.com/auberge-vm/auberge/vmm"
 )
 
+// Daemons that come and go leave nothing in the supervisor, which outlives
+// them.
+func TestAttachAgainAndAgain(t *testing.T) {
+	m := launch(t, "")
+	defer end(t, m)
+	open := func() int {
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", m.SupervisorPID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	before := open() + 3 // the supervisor may have been busy with its VM
+	for range 40 {
+		again, err := vmm.Attach(t.Context(), m.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Its answer has come: somebody watches.
+		if _, err := again.Console(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		again.Release()
+	}
+	deadline := time.Now().Add(patience)
+	for tick := time.Tick(5 * time.Millisecond); open() > before; <-tick {
+		if time.Now().After(deadline) {
+			t.Fatalf("the supervisor may have %d descriptors and has %d", before, open())
+		}
+	}
+}
+
 func rightsOf(f *os.File, n int) []byte {
 	fds := make([]int, n)
 	for i := range fds {

@@ -21,6 +21,7 @@ const (
 	MaxPacket = maxPacket
 	MaxFiles  = maxFiles
 	MaxExit   = maxExit
+	MaxExtra  = maxExtra
 
 	ConsoleSize   = consoleSize
 	ControlSocket = controlSocket

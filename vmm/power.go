@@ -149,7 +149,38 @@ func (s *Supervisor) listenFor(port uint32) (*os.File, error) {
 	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("listen on port %d: %w", port, err)
 	}
-	return listenFile(name)
+	delete(s.extra, port)
+	if len(s.extra) >= maxExtra {
+		s.forgetUnused()
+	}
+	if len(s.extra) >= maxExtra {
+		return nil, fmt.Errorf("listen on port %d: there are %d listeners of this VM already; close one", port, len(s.extra))
+	}
+	f, err := listenFile(name)
+	if err == nil {
+		s.extra[port] = true
+	}
+	return f, err
+}
+
+// maxExtra is how many names of listeners there can be that somebody asked for
+// while the VM runs. Those of listeners that were closed are taken away when
+// others need the room.
+const maxExtra = 256
+
+// forgetUnused removes the names at which nobody listens any more; under mu.
+func (s *Supervisor) forgetUnused() {
+	for port := range s.extra {
+		name := vsock.EndpointPath(VsockSocket, port)
+		if inUse(name) {
+			continue
+		}
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			s.cfg.Log.Warn("remove what a listener has left", "port", port, "err", err)
+			continue
+		}
+		delete(s.extra, port)
+	}
 }
 
 // inUse says whether somebody listens at a socket's name, without becoming

@@ -61,7 +61,9 @@ type Supervisor struct {
 	backend   *child
 	endpoints map[uint32]*os.File
 	order     []uint32
-	paused    bool
+	// extra are the ports for which somebody else listens, or did.
+	extra  map[uint32]bool
+	paused bool
 
 	// stageGrace, launchGrace and backendReady, but in tests.
 	grace, orphan, ready time.Duration
@@ -82,6 +84,7 @@ func NewSupervisor(cfg SupervisorConfig) *Supervisor {
 		cfg:       cfg,
 		console:   NewRing(consoleSize),
 		endpoints: map[uint32]*os.File{},
+		extra:     map[uint32]bool{},
 		grace:     stageGrace,
 		orphan:    launchGrace,
 		ready:     backendReady,
@@ -177,6 +180,12 @@ func (s *Supervisor) serve(c *net.UnixConn) {
 	}
 	if err := sendPacket(c, r, out); err != nil {
 		s.cfg.Log.Warn("answer a control request", "op", req.Op, "err", err)
+		if req.Op == opPause {
+			// Whoever asked has given up, and would take the VM for running.
+			if err := s.setPaused(false); err != nil {
+				s.cfg.Log.Error("undo a pause that nobody knows of", "err", err)
+			}
+		}
 		return
 	}
 	if req.Op == opWatch {
@@ -230,9 +239,23 @@ func (s *Supervisor) handle(req *request, files []*os.File) (reply, []*os.File) 
 }
 
 // watch keeps the connection until the VM has ended, then sends the exit
-// record. A watcher that goes away is noticed when that is written.
+// record. A watcher says nothing more: what it does next is to go away.
 func (s *Supervisor) watch(c *net.UnixConn) {
-	<-s.ended
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		var b [1]byte
+		c.Read(b[:])
+	}()
+	defer func() {
+		c.SetReadDeadline(time.Unix(1, 0))
+		<-left
+	}()
+	select {
+	case <-s.ended:
+	case <-left:
+		return
+	}
 	c.SetWriteDeadline(time.Now().Add(time.Second))
 	if err := sendPacket(c, reply{Exit: &s.exit}, nil); err != nil {
 		s.cfg.Log.Info("a watcher has gone", "err", err)

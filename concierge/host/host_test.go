@@ -92,6 +92,23 @@ func TestDNS(t *testing.T) {
 	}
 }
 
+// Other programs keep the configuration elsewhere and make /etc/resolv.conf a
+// link to it.
+func TestResolverBehindALink(t *testing.T) {
+	one, other := t.TempDir(), t.TempDir()
+	h := host.Host{Localtime: filepath.Join(t.TempDir(), "localtime"), Resolver: filepath.Join(t.TempDir(), "resolv.conf")}
+	write(t, filepath.Join(one, "resolv.conf"), "nameserver 192.0.2.1\n")
+	link(t, h.Resolver, filepath.Join(one, "resolv.conf"))
+	changes := watched(t, h)
+	write(t, filepath.Join(one, "resolv.conf"), "nameserver 192.0.2.2\n")
+	expect(t, changes, host.DNSChanged)
+	write(t, filepath.Join(other, "resolv.conf"), "nameserver 192.0.2.3\n")
+	link(t, h.Resolver, filepath.Join(other, "resolv.conf"))
+	expect(t, changes, host.DNSChanged)
+	write(t, filepath.Join(other, "resolv.conf"), "nameserver 192.0.2.4\n")
+	expect(t, changes, host.DNSChanged)
+}
+
 // watched runs a watcher until the test ends.
 func watched(t *testing.T, h host.Host) <-chan host.Change {
 	t.Helper()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -44,18 +45,40 @@ func (h Host) Watch(log *slog.Logger) (*Watcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch the host's time zone and resolver: %w", err)
 	}
-	// Files are replaced by renaming, which only their directory tells.
+	w := &Watcher{host: h, log: log, files: files}
 	for _, f := range []string{h.localtime(), h.resolver(), resolvedUpstream} {
 		if err := files.Add(filepath.Dir(f)); err != nil && f != resolvedUpstream {
 			log.Warn("changes of a file will not be noticed", "file", f, "err", err)
 		}
 	}
-	w := &Watcher{host: h, log: log, files: files}
+	w.followResolver()
 	w.routes, w.stop = watchRoutes(log)
 	w.zone, _ = h.Timezone()
 	w.dns, _ = h.DNS()
 	w.gateways = defaultGateways(log)
 	return w, nil
+}
+
+// maxLinks is how many links in a row are followed.
+const maxLinks = 8
+
+// followResolver watches what the resolver's configuration is a link to. Files
+// are replaced by renaming, which only their directory tells.
+func (w *Watcher) followResolver() {
+	path := w.host.resolver()
+	for range maxLinks {
+		next, err := os.Readlink(path)
+		if err != nil {
+			return
+		}
+		if !filepath.IsAbs(next) {
+			next = filepath.Join(filepath.Dir(path), next)
+		}
+		path = next
+		if err := w.files.Add(filepath.Dir(path)); err != nil {
+			w.log.Warn("changes of a file will not be noticed", "file", path, "err", err)
+		}
+	}
 }
 
 // Run calls changed for each change until ctx is done, and closes the watcher.
@@ -77,6 +100,7 @@ func (w *Watcher) Run(ctx context.Context, changed func(Change)) {
 			settled.Reset(settle)
 		case _, ok := <-w.routes:
 			if !ok {
+				w.log.Warn("changes of the host's network will not be noticed any more")
 				w.routes = nil
 			}
 			settled.Reset(settle)
@@ -88,6 +112,7 @@ func (w *Watcher) Run(ctx context.Context, changed func(Change)) {
 
 // look compares what there is with what there was.
 func (w *Watcher) look(changed func(Change)) {
+	w.followResolver() // it may be another link now
 	if z, err := w.host.Timezone(); err == nil && z != w.zone {
 		w.zone = z
 		changed(TimezoneChanged)

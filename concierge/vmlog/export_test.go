@@ -11,3 +11,9 @@ const (
 	Burst      = burst
 	MaxDelay   = maxDelay
 )
+
+// Hold keeps everybody else from the files until the function is called.
+func (l *Log) Hold() func() {
+	l.turn <- struct{}{}
+	return l.leave
+}

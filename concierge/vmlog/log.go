@@ -40,11 +40,13 @@ type Log struct {
 	turn    chan struct{}
 	current os.FileInfo // of the file at path when it was last seen
 	lost    int         // records that could not be written
-	refused int         // records of a flood
 	cause   error       // of the last loss
 
 	mu     sync.Mutex
 	bucket bucket
+	// missed are records whose turn did not come, refused those of a flood;
+	// both are to be reported.
+	missed, refused int
 	// number counts the files that have been the current one, size is how
 	// much of the current one is written. changed is closed by each change.
 	number   uint64
@@ -97,14 +99,15 @@ func (l *Log) Collect(ctx context.Context, records []Record) error {
 	b := lines(records)
 	l.mu.Lock()
 	delay, ok := l.bucket.take(time.Now(), len(b))
+	if !ok {
+		l.refused += len(records)
+	}
 	l.mu.Unlock()
 	// What has arrived is written though its sender may have gone.
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), turnTimeout)
 	defer cancel()
 	if ok {
 		l.write(wctx, b, len(records))
-	} else {
-		l.refuse(wctx, len(records))
 	}
 	if delay > 0 {
 		t := time.NewTimer(delay)
@@ -129,13 +132,6 @@ func lines(records []Record) []byte {
 	return b
 }
 
-func (l *Log) refuse(ctx context.Context, n int) {
-	if l.enter(ctx) == nil {
-		l.refused += n
-		l.leave()
-	}
-}
-
 // write appends n lines to the current file and those that follow it.
 func (l *Log) write(ctx context.Context, b []byte, n int) {
 	if n == 0 {
@@ -143,10 +139,19 @@ func (l *Log) write(ctx context.Context, b []byte, n int) {
 	}
 	if err := l.enter(ctx); err != nil {
 		l.log.Warn("lines of a VM's log are lost", "lines", n, "err", err)
+		l.mu.Lock()
+		l.missed += n
+		l.mu.Unlock()
 		return
 	}
 	defer l.leave()
-	rest := append(l.notices(), b...)
+	l.mu.Lock()
+	if l.missed > 0 {
+		l.lost, l.missed, l.cause = l.lost+l.missed, 0, errBusy
+	}
+	refused := l.refused
+	l.mu.Unlock()
+	rest := append(l.notices(refused), b...)
 	for len(rest) > 0 {
 		done, err := l.writeSome(rest)
 		if err != nil {
@@ -161,20 +166,27 @@ func (l *Log) write(ctx context.Context, b []byte, n int) {
 		if l.lost > 0 {
 			l.log.Info("a VM's log can be written again", "path", l.path, "lost", l.lost)
 		}
-		l.lost, l.refused, l.cause = 0, 0, nil
+		l.lost, l.cause = 0, nil
+		l.mu.Lock()
+		l.refused -= refused
+		l.mu.Unlock()
+		refused = 0
 		rest = rest[done:]
 	}
 }
 
+// errBusy is why records are lost whose turn did not come.
+var errBusy = errors.New("the disk was too slow")
+
 // notices are the lines about lines that are not there.
-func (l *Log) notices() []byte {
+func (l *Log) notices(refused int) []byte {
 	now := time.Now()
 	var b []byte
 	if l.lost > 0 {
 		b = appendLine(b, Record{Host, Warning, now, fmt.Appendf(nil, "%d records are lost, they could not be written: %v", l.lost, l.cause)}, now)
 	}
-	if l.refused > 0 {
-		b = appendLine(b, Record{Host, Warning, now, fmt.Appendf(nil, "%d records were refused: %v", l.refused, ErrFlood)}, now)
+	if refused > 0 {
+		b = appendLine(b, Record{Host, Warning, now, fmt.Appendf(nil, "%d records were refused: %v", refused, ErrFlood)}, now)
 	}
 	return b
 }

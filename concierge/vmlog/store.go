@@ -56,8 +56,9 @@ func (s *Store) Remove(ctx context.Context, path string, log *slog.Logger) error
 			failed = errors.Join(failed, err)
 		}
 	}
-	l.current, l.lost, l.refused, l.cause = nil, 0, 0, nil
+	l.current, l.lost, l.cause = nil, 0, nil
 	l.mu.Lock()
+	l.missed, l.refused = 0, 0
 	l.removals++
 	l.publish(0)
 	l.mu.Unlock()

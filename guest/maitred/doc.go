@@ -7,6 +7,9 @@
 // host, and powers off in order. Unless a kernel parameter says otherwise, the
 // root disk is never written to.
 //
+// It also sends the kernel's log and what programs write to /dev/log to the
+// host's LogCollector.
+//
 // It decides nothing about VMs: the host composes its verbs. How Linux does
 // each of them is guest/core's business.
 package maitred

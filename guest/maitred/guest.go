@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"regexp"
+	"time"
 
 	"github.com/auberge-vm/auberge/guest/core"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
@@ -12,6 +13,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
+
+// accountWait bounds a change of users.
+const accountWait = 15 * time.Second
 
 // tokenPath is where garcon looks for its token.
 const tokenPath = "/dev/.container_token"
@@ -58,6 +62,9 @@ func (s *Server) SetUpUser(ctx context.Context, req *pb.SetUpUserRequest) (*pb.S
 	if req.Uid != nil {
 		u.UID = *req.Uid
 	}
+	// Another program that changes accounts is waited for, but not for ever.
+	ctx, cancel := context.WithTimeout(ctx, accountWait)
+	defer cancel()
 	s.account.Lock()
 	defer s.account.Unlock()
 	name, err := core.SetUpUser(ctx, s.root, u)

@@ -174,3 +174,24 @@ func TestUpdateStorageBalloon(t *testing.T) {
 	}
 	server.balloon().Remove()
 }
+
+// A file system that gives no room is told.
+func TestUpdateStorageBalloonThatFails(t *testing.T) {
+	if !coretest.Isolated(t, unix.CLONE_NEWNS) {
+		return
+	}
+	stateful := coretest.Dir(t)
+	client, server := serve(t, func(s *Server) { s.statefulDir = stateful })
+	device, _ := coretest.Disk(t, 256<<20)
+	// Without extents it cannot allocate what is not written.
+	if err := server.table.Run(t.Context(), "mkfs.ext4", "-q", "-O", "^extent,^64bit,^metadata_csum", device); err != nil {
+		t.Fatal(err)
+	}
+	if err := (core.MountPoint{Source: device, Target: stateful, Type: "ext4"}).Mount(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := client.UpdateStorageBalloon(t.Context(), &pb.UpdateStorageBalloonRequest{State: pb.StatefulDiskSpaceState_DISK_CRITICAL})
+	if err != nil || r.Result != pb.UpdateStorageBalloonResult_BALLOON_INFLATE_FAILED {
+		t.Errorf("%v, %v", r, err)
+	}
+}

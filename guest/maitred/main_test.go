@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/auberge-vm/auberge/guest/core"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
@@ -27,6 +28,7 @@ func serve(t *testing.T, change func(*Server)) (pb.MaitredClient, *Server) {
 	table := core.NewTable(quiet())
 	services := core.NewSupervisor(table, quiet())
 	server := NewServer(table, services, quiet())
+	server.root = t.TempDir()
 	if change != nil {
 		change(server)
 	}
@@ -42,7 +44,7 @@ func serve(t *testing.T, change func(*Server)) (pb.MaitredClient, *Server) {
 			t.Error(err)
 		}
 		services.Stop()
-		server.resize.stop()
+		server.resize.stop(time.Minute)
 		table.Close()
 	})
 	return pb.NewMaitredClient(conn), server

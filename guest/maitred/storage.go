@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/auberge-vm/auberge/guest/core"
@@ -136,85 +135,4 @@ func mount9P(ctx context.Context, raw syscall.RawConn, target string) error {
 		}.Mount()
 	})
 	return errors.Join(ctlErr, err)
-}
-
-// StartTermina mounts the stateful disk, formatting it when it holds no file
-// system, and makes the file system as large as the disk. A second call finds
-// it mounted and changes nothing. What containers need beyond it is not
-// started yet.
-func (s *Server) StartTermina(ctx context.Context, req *pb.StartTerminaRequest) (*pb.StartTerminaResponse, error) {
-	device := req.StatefulDevice
-	if !strings.HasPrefix(device, "/dev/") || hasNUL(device) {
-		return nil, invalid("StartTermina: the stateful_device %q is not a path below /dev", device)
-	}
-	if err := core.CheckBlockDevice(device); err != nil {
-		return nil, status.Errorf(codes.FailedPrecondition, "StartTermina: there is no disk at the stateful_device %s: %v", device, err)
-	}
-	s.storage.Lock()
-	defer s.storage.Unlock()
-	if err := s.mountStateful(ctx, device); err != nil {
-		if status.Code(err) == codes.FailedPrecondition {
-			return nil, err
-		}
-		if ctx.Err() != nil {
-			return nil, failure(ctx, err)
-		}
-		s.log.Error("the stateful disk was not mounted", "device", device, "err", err)
-		return &pb.StartTerminaResponse{MountResult: pb.StartTerminaResponse_FAILURE, FreeBytes: -1}, nil
-	}
-	if err := core.GrowBtrfs(ctx, s.table, s.statefulDir); err != nil {
-		s.log.Error("the stateful file system does not use its whole disk", "err", err)
-	}
-	resp := &pb.StartTerminaResponse{MountResult: s.stateful, FreeBytes: -1}
-	free, err := core.FreeBytes(s.statefulDir)
-	if err != nil {
-		s.log.Error("the stateful file system is mounted", "err", err)
-		return resp, nil
-	}
-	resp.FreeBytes, resp.FreeBytesHasValue = free, true
-	return resp, nil
-}
-
-// mountStateful mounts the stateful disk unless it is, and notes how it went
-// in s.stateful.
-func (s *Server) mountStateful(ctx context.Context, device string) error {
-	mounted, same, err := core.MountedFrom(s.statefulDir, device)
-	switch {
-	case err != nil:
-		return err
-	case mounted && !same:
-		return status.Errorf(codes.FailedPrecondition, "StartTermina: another disk than %s is mounted at %s", device, s.statefulDir)
-	case mounted:
-		return nil
-	}
-	// This fails on every disk but a new one, and mounting tells which it was.
-	formatErr := core.MakeBtrfs(ctx, s.table, device)
-	if formatErr == nil {
-		s.log.Info("formatted the stateful disk", "device", device)
-	}
-	m := core.MountPoint{Source: device, Target: s.statefulDir, Type: "btrfs", Options: "user_subvol_rm_allowed,discard"}
-	err = m.MakeAndMount()
-	if err == nil {
-		s.stateful = pb.StartTerminaResponse_SUCCESS
-		return s.forgetBalloon()
-	}
-	s.log.Warn("trying older roots of the stateful disk", "err", err)
-	m.Options += ",usebackuproot"
-	if m.Mount() == nil {
-		s.stateful = pb.StartTerminaResponse_PARTIAL_DATA_LOSS
-		return s.forgetBalloon()
-	}
-	if formatErr != nil {
-		return fmt.Errorf("%w; it was not formatted either: %v", err, formatErr)
-	}
-	return err
-}
-
-// forgetBalloon removes the balloon of an earlier boot: the host's disk may
-// have room again by now, and the host says so only when that changes.
-func (s *Server) forgetBalloon() error {
-	if err := s.balloon().Remove(); err != nil {
-		s.log.Error("space stays withheld", "err", err)
-	}
-	return nil
 }

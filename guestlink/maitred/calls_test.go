@@ -216,7 +216,7 @@ func TestSilentGuest(t *testing.T) {
 	if err := p.PowerOff(ctx); err == nil || !strings.Contains(err.Error(), "did not answer in time") {
 		t.Errorf("past the deadline: %v", err)
 	}
-	<-called
+	// On a busy machine the call may have ended on its way to the guest.
 	ctx, cancel = context.WithCancel(t.Context())
 	go func() {
 		<-called

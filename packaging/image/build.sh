@@ -15,7 +15,8 @@ export LC_ALL=C
 
 recipe=$(cd "$(dirname "$0")" && pwd)
 repo=$(cd "$recipe/../.." && pwd)
-keep=4 # entries of each layer
+keep=4   # entries of each layer
+rest=180 # minutes since its last use, before an entry goes
 
 say() { echo "image: $*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -144,12 +145,14 @@ ensure_image() {
 	install_entry "$new" "$image"
 }
 
-# What was not used for longest goes. A VM that runs from such an image keeps
-# its files open and does not notice.
+# What was not used for longest goes, but not what somebody may be testing with
+# right now. A VM that runs from such an image keeps its files open and does not
+# notice.
 prune() {
 	local layer
 	for layer in base images; do
-		ls -1dt "$cache/$layer"/* | tail -n "+$((keep + 1))" | xargs -r -d '\n' rm -rf
+		ls -1dt "$cache/$layer"/* | tail -n "+$((keep + 1))" |
+			xargs -r -d '\n' -I '{}' find '{}' -maxdepth 0 -mmin "+$rest" -print0 | xargs -r -0 rm -rf
 	done
 }
 

@@ -109,7 +109,7 @@ func TestGuestThatDialsAThousandTimes(t *testing.T) {
 	bad := alice.start(&pb.StartVmRequest{Name: "bad"})
 	before := descriptors(t, b.concierge.Cmd.Process.Pid)
 	kept := alice.shell("bad")
-	for _, port := range []int{7777, 7778, 7779, 8889, 9999, 4444} {
+	for _, port := range []int{7777, 8889, 9999} {
 		got := kept.say(fmt.Sprintf("perl -e '%s' %d 1000", strings.ReplaceAll(dialer, "\n", " "), port))
 		t.Logf("port %d: %s streams", port, got)
 	}

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -178,6 +180,47 @@ func (g *liveGuest) onHostNetworkChanged(t *testing.T) {
 	}
 	if got := g.sh(t, "ip -4 -o addr show dev eth0"); !strings.Contains(got, address.String()) {
 		t.Errorf("IPv4 afterwards: %s", got)
+	}
+}
+
+// configureNetwork gives the guest another address, and its own again; the
+// host's way to it does not depend on any.
+func (g *liveGuest) configureNetwork(t *testing.T) {
+	wire := func(dotted string) uint32 {
+		b := netip.MustParseAddr(dotted).As4()
+		return binary.NativeEndian.Uint32(b[:])
+	}
+	configure := func(address, mask, gateway string) error {
+		_, err := g.m.ConfigureNetwork(t.Context(), &vmtoolspb.NetworkConfigRequest{
+			Ipv4Config:   &vmtoolspb.IPv4Config{Address: wire(address), Netmask: wire(mask), Gateway: wire(gateway)},
+			ResolvConfig: &vmtoolspb.ResolvConfig{Nameservers: []string{gateway}}})
+		return err
+	}
+	const state = "ip -4 -o addr show dev eth0 | sed 's/.*inet \\([^ ]*\\) .*/\\1/'; ip route show default | cut -d' ' -f1-5; grep nameserver /etc/resolv.conf"
+	own := netip.MustParseAddr(ipv4(g.info(g.vm).Ipv4Address).String())
+	for _, a := range []struct{ address, prefix, mask, gateway string }{
+		{"198.51.100.5", "/24", "255.255.255.0", "198.51.100.1"},
+		{own.String(), "/29", "255.255.255.248", own.Prev().String()},
+	} {
+		if err := configure(a.address, a.mask, a.gateway); err != nil {
+			t.Fatal(err)
+		}
+		want := a.address + a.prefix + "\ndefault via " + a.gateway + " dev eth0\nnameserver " + a.gateway
+		if got := g.sh(t, state); got != want {
+			t.Errorf("the network is %q, want %q", got, want)
+		}
+	}
+	for what, err := range map[string]error{
+		"no address":          configure("0.0.0.0", "255.255.255.0", "198.51.100.1"),
+		"a gateway elsewhere": configure("198.51.100.5", "255.255.255.0", "192.0.2.1"),
+		"a mask with holes":   configure("198.51.100.5", "255.0.255.0", "198.51.100.1"),
+	} {
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if got := g.sh(t, state); !strings.HasPrefix(got, own.String()+"/29\n") {
+		t.Errorf("after refusals the network is %q", got)
 	}
 }
 

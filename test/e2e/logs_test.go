@@ -225,7 +225,7 @@ func TestLogFlood(t *testing.T) {
 	}
 	log := alice.logs("flood")
 	first, _, _ := strings.Cut(log, "\n")
-	if len(log) > 2<<20 || !strings.Contains(first, "left out here; OpenVmLogs gives all of them") || !strings.HasSuffix(log, "user notice: the end\n") ||
+	if len(log) > 2<<20 || !strings.Contains(first, "left out here; OpenVmLogs gives all of them") || !strings.Contains(log, "user notice: the end\n") ||
 		!strings.Contains(log, "records were refused: the guest logs too much at once") {
 		t.Errorf("%d bytes, %q ... %q", len(log), first, log[max(0, len(log)-500):])
 	}
@@ -235,8 +235,8 @@ func TestLogFlood(t *testing.T) {
 		total += int64(len(sc.Text())) + 1
 	}
 	var left, all int64
-	if _, err := fmt.Sscanf(first[strings.Index(first, "the first"):], "the first %d of %d bytes", &left, &all); err != nil || all != total || left >= all || total > 30<<20 {
-		t.Errorf("all is %d bytes; %q", total, first)
+	if _, err := fmt.Sscanf(first[strings.Index(first, "the first"):], "the first %d of %d bytes", &left, &all); err != nil || total < all || left >= all || total > 30<<20 {
+		t.Errorf("all is %d bytes, and a moment before: %q", total, first)
 	}
 	alice.stop("flood")
 	b.gone()
