@@ -150,6 +150,60 @@ func TestSuspendOfAVMThatIsStopping(t *testing.T) {
 	b.stop(s, "x")
 }
 
+// A VM that ends while somebody waits to suspend it is one that does not run.
+func TestSuspendOfAVMThatEnds(t *testing.T) {
+	b := newBed(t)
+	s := b.serve()
+	r, err := b.small(s, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.find(alice, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.turn <- struct{}{}
+	ctx := noticed{t.Context(), new(sync.Once), make(chan struct{})}
+	failed := make(chan error)
+	go func() {
+		_, err := s.SuspendVm(ctx, alice, &pb.SuspendVmRequest{Name: "x"})
+		failed <- err
+	}()
+	<-ctx.waiting
+	if err := syscall.Kill(int(r.VmInfo.Pid), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-failed; err != nil {
+		t.Error(err)
+	}
+	b.gone()
+}
+
+// However many ask, one probe at a time finds out the accelerator.
+func TestProbesDoNotPileUp(t *testing.T) {
+	b := newBed(t)
+	b.cfg.Accel = ""
+	dir := t.TempDir()
+	program, log := filepath.Join(dir, "auberge-vm"), filepath.Join(dir, "runs")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho run >> "+log+"\necho tcg\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b.cfg.Launcher = &vmm.Launcher{Program: program}
+	s := b.serve()
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() {
+			if r, err := s.GetVmLaunchAllowed(t.Context(), alice, &pb.GetVmLaunchAllowedRequest{}); err != nil || !r.Allowed {
+				t.Error(r, err)
+			}
+		})
+	}
+	all.Wait()
+	if runs, err := os.ReadFile(log); err != nil || string(runs) != "run\n" {
+		t.Errorf("%d probes, %v", strings.Count(string(runs), "run"), err)
+	}
+}
+
 // A VM does not stand still because of a call that has failed.
 func TestSuspendWithoutAnAnswer(t *testing.T) {
 	b := newBed(t)
