@@ -113,6 +113,24 @@ func (c noticed) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
+// suspendInVain takes a VM's turn and has somebody wait for it.
+func (b *bed) suspendInVain(s *Service, name string) (v *vm, failed <-chan error) {
+	b.t.Helper()
+	v, err := s.find(alice, name)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	v.turn <- struct{}{}
+	ctx := noticed{b.t.Context(), new(sync.Once), make(chan struct{})}
+	ended := make(chan error)
+	go func() {
+		_, err := s.SuspendVm(ctx, alice, &pb.SuspendVmRequest{Name: name})
+		ended <- err
+	}()
+	<-ctx.waiting
+	return v, ended
+}
+
 // Who waits for its turn while the VM is being stopped does not freeze a guest
 // that is powering off.
 func TestSuspendOfAVMThatIsStopping(t *testing.T) {
@@ -121,18 +139,7 @@ func TestSuspendOfAVMThatIsStopping(t *testing.T) {
 	if r, err := b.small(s, "x"); err != nil || !r.Success {
 		t.Fatal(r, err)
 	}
-	v, err := s.find(alice, "x")
-	if err != nil {
-		t.Fatal(err)
-	}
-	v.turn <- struct{}{}
-	ctx := noticed{t.Context(), new(sync.Once), make(chan struct{})}
-	failed := make(chan error)
-	go func() {
-		_, err := s.SuspendVm(ctx, alice, &pb.SuspendVmRequest{Name: "x"})
-		failed <- err
-	}()
-	<-ctx.waiting
+	v, failed := b.suspendInVain(s, "x")
 	asked := func(on bool) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
@@ -158,18 +165,7 @@ func TestSuspendOfAVMThatEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := s.find(alice, "x")
-	if err != nil {
-		t.Fatal(err)
-	}
-	v.turn <- struct{}{}
-	ctx := noticed{t.Context(), new(sync.Once), make(chan struct{})}
-	failed := make(chan error)
-	go func() {
-		_, err := s.SuspendVm(ctx, alice, &pb.SuspendVmRequest{Name: "x"})
-		failed <- err
-	}()
-	<-ctx.waiting
+	_, failed := b.suspendInVain(s, "x")
 	if err := syscall.Kill(int(r.VmInfo.Pid), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
