@@ -1,6 +1,7 @@
-// Package concierge owns virtual machines and their disk images: it starts
-// and stops VMs for their owners, knows them again after a restart, and keeps
-// each owner's disk store.
+// Package concierge owns virtual machines and their disk images: it starts,
+// suspends and stops VMs for their owners, tells their guests what changes on
+// the host, knows them again after a restart, and keeps each owner's disk
+// store and the VMs' logs.
 //
 // The package sees no bus. What it needs of the outside (opening files with a
 // caller's rights, announcing what happens to a VM) it declares as small

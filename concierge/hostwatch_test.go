@@ -73,16 +73,7 @@ func TestHostChangesThatAGuestMisses(t *testing.T) {
 	}
 	t.Setenv(guestEnv, "slow:"+dir)
 	s := b.serve()
-	disk, err := s.CreateDiskImage(t.Context(), alice, &pb.CreateDiskImageRequest{VmName: "x", DiskSize: minDisk}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	memory := uint64(minMemoryMiB)
-	if err := s.ConfigureVm(t.Context(), alice, "x", Settings{MemoryMiB: &memory}); err != nil {
-		t.Fatal(err)
-	}
-	start := withDisk("x", disk.DiskPath)
-	start.StartTermina = true
+	start := b.termina(s, "x", minDisk)
 	started := make(chan error)
 	go func() {
 		_, err := s.StartVm(t.Context(), alice, start, nil)

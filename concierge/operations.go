@@ -49,7 +49,7 @@ type operation struct {
 	owner   policy.Owner
 	name    string // the VM's
 	started time.Time
-	cancel  func() // nil: cannot be cancelled
+	cancel  func() // for CancelDiskImageOperation; nil where that cannot
 
 	status   opStatus
 	phase    string

@@ -288,10 +288,17 @@ func (s *Service) accelerator(ctx context.Context) (vmm.Accel, error) {
 	if s.cfg.Accel != "" {
 		return s.cfg.Accel, nil
 	}
-	s.mu.Lock()
-	known := s.accel
-	s.mu.Unlock()
-	if known != nil {
+	if known := s.knownAccel(); known != nil {
+		return known.Accel, nil
+	}
+	// One probe at a time, however many ask.
+	select {
+	case s.probeTurn <- struct{}{}:
+		defer func() { <-s.probeTurn }()
+	case <-ctx.Done():
+		return "", fmt.Errorf("wait for the probe of the accelerator: %w", context.Cause(ctx))
+	}
+	if known := s.knownAccel(); known != nil {
 		return known.Accel, nil
 	}
 	img, err := loadImage(s.cfg.ImageDir)
@@ -307,6 +314,12 @@ func (s *Service) accelerator(ctx context.Context) (vmm.Accel, error) {
 	s.accel = &c
 	s.mu.Unlock()
 	return c.Accel, nil
+}
+
+func (s *Service) knownAccel() *vmm.AccelChoice {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.accel
 }
 
 // writable says whether a descriptor is open for reading and writing.

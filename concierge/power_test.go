@@ -113,6 +113,24 @@ func (c noticed) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
+// suspendInVain takes a VM's turn and has somebody wait for it.
+func (b *bed) suspendInVain(s *Service, name string) (v *vm, failed <-chan error) {
+	b.t.Helper()
+	v, err := s.find(alice, name)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	v.turn <- struct{}{}
+	ctx := noticed{b.t.Context(), new(sync.Once), make(chan struct{})}
+	ended := make(chan error)
+	go func() {
+		_, err := s.SuspendVm(ctx, alice, &pb.SuspendVmRequest{Name: name})
+		ended <- err
+	}()
+	<-ctx.waiting
+	return v, ended
+}
+
 // Who waits for its turn while the VM is being stopped does not freeze a guest
 // that is powering off.
 func TestSuspendOfAVMThatIsStopping(t *testing.T) {
@@ -121,18 +139,7 @@ func TestSuspendOfAVMThatIsStopping(t *testing.T) {
 	if r, err := b.small(s, "x"); err != nil || !r.Success {
 		t.Fatal(r, err)
 	}
-	v, err := s.find(alice, "x")
-	if err != nil {
-		t.Fatal(err)
-	}
-	v.turn <- struct{}{}
-	ctx := noticed{t.Context(), new(sync.Once), make(chan struct{})}
-	failed := make(chan error)
-	go func() {
-		_, err := s.SuspendVm(ctx, alice, &pb.SuspendVmRequest{Name: "x"})
-		failed <- err
-	}()
-	<-ctx.waiting
+	v, failed := b.suspendInVain(s, "x")
 	asked := func(on bool) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
@@ -148,6 +155,49 @@ func TestSuspendOfAVMThatIsStopping(t *testing.T) {
 	}
 	asked(false)
 	b.stop(s, "x")
+}
+
+// A VM that ends while somebody waits to suspend it is one that does not run.
+func TestSuspendOfAVMThatEnds(t *testing.T) {
+	b := newBed(t)
+	s := b.serve()
+	r, err := b.small(s, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, failed := b.suspendInVain(s, "x")
+	if err := syscall.Kill(int(r.VmInfo.Pid), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-failed; err != nil {
+		t.Error(err)
+	}
+	b.gone()
+}
+
+// However many ask, one probe at a time finds out the accelerator.
+func TestProbesDoNotPileUp(t *testing.T) {
+	b := newBed(t)
+	b.cfg.Accel = ""
+	dir := t.TempDir()
+	program, log := filepath.Join(dir, "auberge-vm"), filepath.Join(dir, "runs")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho run >> "+log+"\necho tcg\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b.cfg.Launcher = &vmm.Launcher{Program: program}
+	s := b.serve()
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() {
+			if r, err := s.GetVmLaunchAllowed(t.Context(), alice, &pb.GetVmLaunchAllowedRequest{}); err != nil || !r.Allowed {
+				t.Error(r, err)
+			}
+		})
+	}
+	all.Wait()
+	if runs, err := os.ReadFile(log); err != nil || string(runs) != "run\n" {
+		t.Errorf("%d probes, %v", strings.Count(string(runs), "run"), err)
+	}
 }
 
 // A VM does not stand still because of a call that has failed.

@@ -28,6 +28,22 @@ func (b *bed) resized(s *Service, req *pb.ResizeDiskImageRequest) *pb.DiskImageS
 	return st
 }
 
+// termina is a request for a VM with a stateful disk.
+func (b *bed) termina(s *Service, name string, size uint64) *pb.StartVmRequest {
+	b.t.Helper()
+	disk, err := s.CreateDiskImage(b.t.Context(), alice, &pb.CreateDiskImageRequest{VmName: name, DiskSize: size}, nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	memory := uint64(minMemoryMiB)
+	if err := s.ConfigureVm(b.t.Context(), alice, name, Settings{MemoryMiB: &memory}); err != nil {
+		b.t.Fatal(err)
+	}
+	req := withDisk(name, disk.DiskPath)
+	req.StartTermina = true
+	return req
+}
+
 // A disk that has the size already may have a file system that has not, when an
 // earlier attempt failed between the two: that is not passed over.
 func TestResizeIsTriedAgain(t *testing.T) {
@@ -39,16 +55,7 @@ func TestResizeIsTriedAgain(t *testing.T) {
 			b := newBed(t)
 			s := b.serve()
 			const size = 4 << 20
-			disk, err := s.CreateDiskImage(t.Context(), alice, &pb.CreateDiskImageRequest{VmName: "x", DiskSize: size}, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			memory := uint64(minMemoryMiB)
-			if err := s.ConfigureVm(t.Context(), alice, "x", Settings{MemoryMiB: &memory}); err != nil {
-				t.Fatal(err)
-			}
-			start := withDisk("x", disk.DiskPath)
-			start.StartTermina = true
+			start := b.termina(s, "x", size)
 			if _, err := s.StartVm(t.Context(), alice, start, nil); err != nil {
 				t.Fatal(err)
 			}

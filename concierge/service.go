@@ -110,10 +110,12 @@ type Service struct {
 
 	// settingsTurn lets one ConfigureVm at a time read and write back.
 	settingsTurn chan struct{}
-	kernelPorts  *kernelPorts
-	logs         *vmlog.Store
-	logPipes     *logPipes
-	running      sync.WaitGroup
+	// probeTurn lets one at a time find out the accelerator.
+	probeTurn   chan struct{}
+	kernelPorts *kernelPorts
+	logs        *vmlog.Store
+	logPipes    *logPipes
+	running     sync.WaitGroup
 	// quit ends every goroutine of the service; VMs stay.
 	quit context.Context
 	stop context.CancelFunc
@@ -146,7 +148,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	quit, stop := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, log: cfg.Log, vms: map[key]*vm{}, nextCID: vsock.CIDFirst, nets: nets,
 		operations: operations{}, journal: newJournal(),
-		settingsTurn: make(chan struct{}, 1), logs: vmlog.NewStore(), logPipes: newLogPipes(), quit: quit, stop: stop}
+		settingsTurn: make(chan struct{}, 1), probeTurn: make(chan struct{}, 1), logs: vmlog.NewStore(), logPipes: newLogPipes(), quit: quit, stop: stop}
 	if err := s.prepareDirs(); err != nil {
 		stop()
 		return nil, err

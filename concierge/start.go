@@ -125,7 +125,7 @@ func vmType(req *pb.StartVmRequest) pb.VmInfo_VmType {
 // with its own descriptors.
 func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files []*os.File) {
 	own, err := dupAll(files)
-	op := s.beginOperation(opStart, v.owner, v.key.name, func() { v.requestStop(pb.VmStopReason_STOP_VM_REQUESTED) })
+	op := s.beginOperation(opStart, v.owner, v.key.name, nil)
 	start := func(ctx context.Context) error {
 		defer v.abort(nil)
 		defer closeFiles(own)

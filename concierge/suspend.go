@@ -33,7 +33,7 @@ func (v *vm) running() (*vmm.Machine, error) {
 	name := v.key.name
 	switch {
 	case v.status == pb.VmStatus_VM_STATUS_STOPPED:
-		return nil, fmt.Errorf("%w: %q has ended", ErrNotRunning, name)
+		return nil, fmt.Errorf("%w: %q has ended", ErrNotFound, name)
 	case v.asked:
 		return nil, fmt.Errorf("%w: %q is being stopped", ErrNotRunning, name)
 	case v.status == pb.VmStatus_VM_STATUS_FAILURE:
@@ -64,7 +64,7 @@ func (v *vm) takeTurn(ctx context.Context) error {
 	case v.turn <- struct{}{}:
 		return nil
 	case <-v.gone:
-		return fmt.Errorf("%w: %q has ended", ErrNotRunning, v.key.name)
+		return fmt.Errorf("%w: %q has ended", ErrNotFound, v.key.name)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -87,28 +87,29 @@ func (s *Service) ResumeVm(ctx context.Context, sub policy.Subject, req *pb.Resu
 func (s *Service) power(ctx context.Context, sub policy.Subject, name, kind string,
 	f func(context.Context, *vm, *vmm.Machine) error) (*pb.SuccessFailureResponse, error) {
 	v, _, err := s.up(sub, name)
-	if errors.Is(err, ErrNotFound) {
-		return &pb.SuccessFailureResponse{Success: true}, nil
+	if err == nil {
+		err = s.inTurn(ctx, v, kind, f)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
+	return &pb.SuccessFailureResponse{Success: true}, nil
+}
+
+func (s *Service) inTurn(ctx context.Context, v *vm, kind string, f func(context.Context, *vm, *vmm.Machine) error) error {
 	if err := v.takeTurn(ctx); err != nil {
-		return nil, fmt.Errorf("VM %q is busy: %w", name, err)
+		return fmt.Errorf("VM %q is busy: %w", v.key.name, err)
 	}
 	defer v.endTurn()
 	// Whoever had the turn may have told the guest to power off.
 	m, err := v.running()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	op := s.beginOperation(kind, v.owner, name, nil)
+	op := s.beginOperation(kind, v.owner, v.key.name, nil)
 	err = f(ctx, v, m)
 	s.finish(op, err)
-	if err != nil {
-		return nil, err
-	}
-	return &pb.SuccessFailureResponse{Success: true}, nil
+	return err
 }
 
 // suspend is called by whoever has the VM's turn.

@@ -78,6 +78,8 @@ type Concierge interface {
 func ConciergeService(h Concierge) Service {
 	startVm := methodWithFiles("StartVm", policy.RightOwn, h, Concierge.StartVm)
 	startVm.Timeout = 10 * time.Minute // an image may have to be decompressed first
+	getVmLogs := method("GetVmLogs", policy.RightOwn, h, Concierge.GetVmLogs)
+	getVmLogs.Weight = 30 // a short request, and an answer of megabytes: eight of a user leave places for other calls
 	listVmDisks := method("ListVmDisks", policy.RightOwn, h, Concierge.ListVmDisks)
 	listVmDisks.Response = new(conciergepb.ListVmDisksResponse)
 	listVmDisks.Seed = &SeedResponse{
@@ -104,7 +106,7 @@ func ConciergeService(h Concierge) Service {
 			method("ResumeVm", policy.RightOwn, h, Concierge.ResumeVm),
 			method("SetUpVmUser", policy.RightOwn, h, Concierge.SetUpVmUser),
 			method("GetVmEnterpriseReportingInfo", policy.RightOwn, h, Concierge.GetVmEnterpriseReportingInfo),
-			method("GetVmLogs", policy.RightOwn, h, Concierge.GetVmLogs),
+			getVmLogs,
 			methodWithoutRequest("GetDnsSettings", policy.RightAny, h, Concierge.GetDnsSettings),
 			method("GetVmLaunchAllowed", policy.RightAny, h, Concierge.GetVmLaunchAllowed),
 		},

@@ -84,6 +84,7 @@ type ticket struct {
 	bytes int
 	uid   uint32
 	named bool // uid is counted
+	more  int  // calls for which this one counts beside itself
 }
 
 // enter asks for a place for one call in a message of n bytes. It never waits.
@@ -126,6 +127,27 @@ func (t *ticket) belong(uid uint32) error {
 	return nil
 }
 
+// weigh counts the call, whose user is known, as n calls.
+func (t *ticket) weigh(n int) error {
+	if n <= 1 {
+		return nil
+	}
+	g := t.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	more := n - 1
+	switch {
+	case g.users[t.uid]+more > g.limits.CallsPerUser:
+		return newError(errLimitsExceeded, "%d calls of this user are in progress, and this one counts for %d", g.users[t.uid]-1, n)
+	case g.all.calls+more > g.limits.Calls:
+		return newError(errLimitsExceeded, "the service has too many calls in progress")
+	}
+	g.users[t.uid] += more
+	g.all.calls += more
+	t.more = more
+	return nil
+}
+
 // parsed gives back the bytes: nobody holds the message any more.
 func (t *ticket) parsed() {
 	t.gate.mu.Lock()
@@ -145,14 +167,14 @@ func (t *ticket) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	t.giveBytes()
-	g.all.calls--
+	g.all.calls -= 1 + t.more
 	if sender := g.senders[t.key]; sender.calls > 1 {
 		sender.calls--
 	} else {
 		delete(g.senders, t.key)
 	}
 	if t.named {
-		if g.users[t.uid]--; g.users[t.uid] == 0 {
+		if g.users[t.uid] -= 1 + t.more; g.users[t.uid] == 0 {
 			delete(g.users, t.uid)
 		}
 	}

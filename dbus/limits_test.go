@@ -207,6 +207,47 @@ func TestCallsInProgressAreLimited(t *testing.T) {
 	}
 }
 
+// A short request with a long answer counts for many, or one user's could take
+// all memory.
+func TestLongAnswersAreLimited(t *testing.T) {
+	bus := dbustest.Lax(t)
+	b := newBlocked()
+	serve(t, bus, &handler{getVmInfo: b.getVmInfo, getVmLogs: func(ctx context.Context, s policy.Subject, req *conciergepb.GetVmLogsRequest) (*conciergepb.GetVmLogsResponse, error) {
+		b.arrived <- req.Name
+		<-b.goOn
+		return &conciergepb.GetVmLogsResponse{}, nil
+	}}, Options{})
+	c := bus.Connect(t)
+	logs := func() *dbus.Call {
+		data, _ := proto.Marshal(&conciergepb.GetVmLogsRequest{Name: "vm"})
+		return c.Object(ConciergeName, ConciergePath).Go(ConciergeInterface+".GetVmLogs", 0, make(chan *dbus.Call, 1), data)
+	}
+	var held []*dbus.Call
+	for range 8 {
+		held = append(held, logs())
+		<-b.arrived
+	}
+	surplus := logs()
+	select {
+	case <-surplus.Done:
+		wantError(t, surplus.Err, errLimitsExceeded)
+	case <-b.arrived:
+		t.Error("a ninth is served")
+	}
+	if other := <-goInfo(c, "fast").Done; other.Err != nil {
+		t.Error("another call is not served:", other.Err)
+	}
+	close(b.goOn)
+	for _, call := range held {
+		if <-call.Done; call.Err != nil {
+			t.Error(call.Err)
+		}
+	}
+	if again := <-logs().Done; again.Err != nil {
+		t.Error("places are not given back:", again.Err)
+	}
+}
+
 func TestGateCountsBytes(t *testing.T) {
 	g := newGate(Limits{BytesPerSender: 10, Bytes: 15}.withDefaults())
 	one, two := senderKey{name: "1"}, senderKey{name: "2"}

@@ -40,6 +40,7 @@ type handler struct {
 	stopAllVms       func(context.Context, policy.Subject) error
 	syncVmTimes      func(context.Context, policy.Subject) (*conciergepb.SyncVmTimesResponse, error)
 	getVmSettings    func(context.Context, policy.Subject, string) (VMSettings, error)
+	getVmLogs        func(context.Context, policy.Subject, *conciergepb.GetVmLogsRequest) (*conciergepb.GetVmLogsResponse, error)
 	getState         func(context.Context, policy.Subject) (State, error)
 }
 
@@ -164,8 +165,11 @@ func (h *handler) ListenVsock(context.Context, policy.Subject, string, uint32) (
 	return nil, 0, errUnset
 }
 
-func (h *handler) GetVmLogs(context.Context, policy.Subject, *conciergepb.GetVmLogsRequest) (*conciergepb.GetVmLogsResponse, error) {
-	return nil, errUnset
+func (h *handler) GetVmLogs(ctx context.Context, s policy.Subject, req *conciergepb.GetVmLogsRequest) (*conciergepb.GetVmLogsResponse, error) {
+	if h.getVmLogs == nil {
+		return nil, errUnset
+	}
+	return h.getVmLogs(ctx, s, req)
 }
 
 func (h *handler) OpenVmLogs(ctx context.Context, s policy.Subject, name string, o LogOptions) (*os.File, error) {

@@ -34,6 +34,9 @@ func (e *protoEndpoint) serve(ctx context.Context, c *call) (body, error) {
 	if err != nil {
 		return e.failure(err)
 	}
+	if err := c.ticket.weigh(e.Weight); err != nil {
+		return body{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeoutOr(e.Timeout))
 	defer cancel()
 	resp, err := e.handle(ctx, &invocation{subject: subject, request: req, files: files})

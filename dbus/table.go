@@ -55,6 +55,9 @@ type Method struct {
 	// Timeout is the deadline of a call; zero means DefaultTimeout. A caller
 	// who leaves the bus ends no call.
 	Timeout time.Duration
+	// Weight is for how many calls one counts while it is in progress, until
+	// its answer is sent; zero means one.
+	Weight int
 
 	handle func(context.Context, *invocation) (proto.Message, error)
 }

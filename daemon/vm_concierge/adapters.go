@@ -21,6 +21,7 @@ const emitTimeout = 5 * time.Second
 type events struct {
 	log    *slog.Logger
 	ready  chan struct{} // closed when server is on the bus
+	over   chan struct{} // closed when it will not be any more
 	server *dbus.Server
 }
 
@@ -41,6 +42,8 @@ func (e *events) send(signal string, f func(context.Context) error) {
 	defer cancel()
 	select {
 	case <-e.ready:
+	case <-e.over:
+		return
 	case <-ctx.Done():
 		return
 	}

@@ -51,13 +51,14 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	events := &events{log: log, ready: make(chan struct{})}
+	events := &events{log: log, ready: make(chan struct{}), over: make(chan struct{})}
 	cfg.Events = events
 	service, err := concierge.New(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer service.Close()
+	defer close(events.over) // or Close would wait for a bus, once for each signal
 	server, err := dbus.New(
 		[]dbus.Service{dbus.ConciergeService(service)},
 		[]dbus.OwnInterface{dbus.Concierge1Interface(own{service})},

@@ -39,7 +39,7 @@ func (c *conn) take() (*grpc.ClientConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return nil, grpc.ErrClientConnClosing
+		return nil, status.Error(codes.Canceled, "the link to the guest is closed")
 	}
 	c.stopRest()
 	if c.open == nil {

@@ -70,7 +70,8 @@ func New(l net.Listener, dial func(context.Context) (net.Conn, error), log *slog
 		served: make(chan struct{}), ready: make(chan struct{}), installTurn: make(chan struct{}, 1),
 		server: grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams),
 			grpc.ReadBufferSize(buffer), grpc.WriteBufferSize(buffer),
-			grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(setupTimeout)),
+			grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(setupTimeout),
+			grpc.WaitForHandlers(true)),
 	}
 	for _, o := range opts {
 		o(k)
@@ -103,7 +104,8 @@ func (k *Link) MarkReady() { k.once.Do(func() { close(k.ready) }) }
 // Ready is closed when the guest has called VmReady.
 func (k *Link) Ready() <-chan struct{} { return k.ready }
 
-// Close ends both directions and waits for the server.
+// Close ends both directions and waits for the server: nothing is heard of the
+// guest afterwards.
 func (k *Link) Close() {
 	k.server.Stop()
 	<-k.served
