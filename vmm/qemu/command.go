@@ -24,6 +24,9 @@ const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecont
 type Driver struct {
 	// Path is the program; empty means qemu-system-x86_64 from PATH.
 	Path string
+	// Version is its version, such as 10.0.2; where it is empty and matters,
+	// the program is asked.
+	Version string
 }
 
 var _ vmm.Driver = Driver{}
@@ -54,7 +57,7 @@ func (d Driver) Command(spec *vmm.Spec, files []*os.File, monitor *os.File) (*ex
 	default:
 		// The emulator runs the string instructions that these two recommend
 		// byte by byte: without them a guest copies and boots a quarter faster.
-		add("-accel", "tcg,thread=multi", "-cpu", "max,erms=off,fsrm=off")
+		add("-accel", "tcg,thread="+d.threads(cmd.Path, spec.CPUs), "-cpu", "max,erms=off,fsrm=off")
 	}
 	memory := strconv.FormatInt(spec.MemoryMiB, 10) + "M"
 	add("-smp", strconv.Itoa(spec.CPUs), "-m", memory,

@@ -80,7 +80,7 @@ func TestCommand(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			files, monitor := openAll(t, test.modes...), monitorFile(t)
-			cmd, err := qemu.Driver{Path: "/usr/bin/qemu-system-x86_64"}.Command(&test.spec, files, monitor)
+			cmd, err := qemu.Driver{Path: "/usr/bin/qemu-system-x86_64", Version: "10.0.2"}.Command(&test.spec, files, monitor)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -134,5 +134,37 @@ func TestCommandWithoutQEMU(t *testing.T) {
 	_, err := qemu.Driver{}.Command(spec, openAll(t, os.O_RDONLY), monitorFile(t))
 	if err == nil || !strings.Contains(err.Error(), "qemu-system-x86 installed") {
 		t.Errorf("without QEMU: %v", err)
+	}
+}
+
+// Processors are emulated side by side only where QEMU can do that.
+func TestThreadsOfEmulation(t *testing.T) {
+	for _, test := range []struct {
+		says, version string
+		cpus          int
+		want          string
+	}{
+		{"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)", "", 2, "single"},
+		{"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)", "", 1, "multi"},
+		{"QEMU emulator version 8.0.4", "", 4, "single"},
+		{"QEMU emulator version 8.1.0", "", 4, "multi"},
+		{"QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)", "", 2, "multi"},
+		{"something else", "", 2, "single"},
+		{"", "", 2, "single"},
+		{"QEMU emulator version 7.2.22", "9.0.0", 2, "multi"},
+	} {
+		program := filepath.Join(t.TempDir(), "qemu")
+		if err := os.WriteFile(program, []byte("#!/bin/sh\necho '"+test.says+"'\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		spec := &vmm.Spec{ID: "abc", Accel: vmm.AccelTCG, CPUs: test.cpus, MemoryMiB: 16, Kernel: 0, Initrd: vmm.NoFile,
+			Vsock: vmm.Vsock{Mode: vsock.ModeUser, CID: 3}}
+		cmd, err := qemu.Driver{Path: program, Version: test.version}.Command(spec, openAll(t, os.O_RDONLY), monitorFile(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(cmd.Args, "tcg,thread="+test.want) {
+			t.Errorf("%q, %d CPUs: want %s, got %q", test.says, test.cpus, test.want, cmd.Args)
+		}
 	}
 }
