@@ -55,7 +55,9 @@ func (h Host) Watch(log *slog.Logger) (*Watcher, error) {
 	w.routes, w.stop = watchRoutes(log)
 	w.zone, _ = h.Timezone()
 	w.dns, _ = h.DNS()
-	w.gateways = defaultGateways(log)
+	if w.gateways, err = defaultGateways(); err != nil {
+		log.Warn("read the host's routes", "err", err)
+	}
 	return w, nil
 }
 
@@ -121,7 +123,10 @@ func (w *Watcher) look(changed func(Change)) {
 		w.dns = d
 		changed(DNSChanged)
 	}
-	if g := defaultGateways(w.log); g != w.gateways {
+	if g, err := defaultGateways(); err != nil {
+		// Most likely they are being changed, and then there is more to come.
+		w.log.Debug("read the host's routes", "err", err)
+	} else if g != w.gateways {
 		w.gateways = g
 		changed(NetworkChanged)
 	}
@@ -147,11 +152,10 @@ func watchRoutes(log *slog.Logger) (<-chan netlink.RouteUpdate, func()) {
 }
 
 // defaultGateways names the ways by which the machine reaches the world.
-func defaultGateways(log *slog.Logger) string {
+func defaultGateways() (string, error) {
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
-		log.Debug("read the host's routes", "err", err)
-		return ""
+		return "", err
 	}
 	ways := ""
 	for _, r := range routes {
@@ -162,7 +166,7 @@ func defaultGateways(log *slog.Logger) string {
 		}
 		ways += fmt.Sprintf("%v by %d metric %d; ", r.Gw, r.LinkIndex, r.Priority)
 	}
-	return ways
+	return ways, nil
 }
 
 func (c Change) String() string {
