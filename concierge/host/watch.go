@@ -34,6 +34,7 @@ type Watcher struct {
 	files    *fsnotify.Watcher
 	routes   <-chan netlink.RouteUpdate
 	stop     func()
+	deaf     bool // routes has ended by itself
 	zone     string
 	dns      DNS
 	gateways string
@@ -88,7 +89,7 @@ func (w *Watcher) followResolver() {
 // change.
 func (w *Watcher) Run(ctx context.Context, changed func(Change)) {
 	defer w.files.Close()
-	defer w.stop()
+	defer func() { w.stop() }()
 	settled := time.NewTimer(settle)
 	for {
 		select {
@@ -102,8 +103,9 @@ func (w *Watcher) Run(ctx context.Context, changed func(Change)) {
 			settled.Reset(settle)
 		case _, ok := <-w.routes:
 			if !ok {
-				w.log.Warn("changes of the host's network will not be noticed any more")
-				w.routes = nil
+				// More came at once than anybody read. Not again at once.
+				w.stop()
+				w.routes, w.stop, w.deaf = nil, func() {}, true
 			}
 			settled.Reset(settle)
 		case <-settled.C:
@@ -115,6 +117,10 @@ func (w *Watcher) Run(ctx context.Context, changed func(Change)) {
 // look compares what there is with what there was.
 func (w *Watcher) look(changed func(Change)) {
 	w.followResolver() // it may be another link now
+	if w.deaf {
+		w.deaf = false
+		w.routes, w.stop = watchRoutes(w.log)
+	}
 	if z, err := w.host.Timezone(); err == nil && z != w.zone {
 		w.zone = z
 		changed(TimezoneChanged)
