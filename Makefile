@@ -11,7 +11,7 @@ BIN       := bin
 HOST      := daemon/vm_concierge daemon/auberge-vm client/cmd/vmc client/cmd/vsh
 GUEST     := guest/cmd/maitred guest/cmd/vshd
 
-.PHONY: all build deps image man protos run test soak clean $(HOST) $(GUEST)
+.PHONY: all build deps image man protos run test bench soak clean $(HOST) $(GUEST)
 
 all: build
 
@@ -58,6 +58,15 @@ test: deps
 # does how often can be set in the environment; see test/soak.sh.
 soak: deps
 	@test/soak.sh
+
+# bench compares Auberge with what it is built on and prints a table. It gates
+# nothing and takes a quarter of an hour; ARGS are for the program, see
+# bin/bench/bench --help.
+bench: deps build
+	CGO_ENABLED=0 $(GO) build $(BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/bench/ ./test/bench ./test/bench/standin ./test/bench/guest
+	@image=$$(packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd | tail -n 1) && \
+	libvirt=$$(test/bench/libvirt-dbus.sh) && \
+	$(BIN)/bench/bench --bin $(BIN) --image "$$image" --libvirt "$$libvirt" $(ARGS)
 
 clean:
 	rm -rf $(BIN)

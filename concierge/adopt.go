@@ -191,7 +191,7 @@ func (s *Service) takeOver(v *vm, state recordState, m *vmm.Machine) (then func(
 	s.changed(v)
 	v.log.Info("found the VM running", "pid", m.PID(), "cid", v.cid)
 	v.note(vmlog.Info, "the service is back and has found the VM running")
-	return func() { s.follow(v) }, nil
+	return func() { s.attend(v) }, nil
 }
 
 func (s *Service) vmOf(dir string, r record) *vm {

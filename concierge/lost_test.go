@@ -104,6 +104,10 @@ func TestLostAndFound(t *testing.T) {
 	if i := b.status(s, "lost"); i.Status != pb.VmStatus_VM_STATUS_FAILURE || i.Pid != first.Pid || i.Cid != first.Cid || i.Ipv4Address != first.Ipv4Address {
 		t.Errorf("the lost VM is %v, was %v", i, first)
 	}
+	if st, err := s.GetState(t.Context(), alice); err != nil || len(st.VMs) != 2 || st.VMs[1]["status"] != "lost" ||
+		!strings.Contains(fmt.Sprint(st.VMs[1]["reason"]), "cannot be taken over") {
+		t.Errorf("the state is %v, %v", st, err)
+	}
 	if i := b.status(s, "good"); i.Status != pb.VmStatus_VM_STATUS_RUNNING {
 		t.Errorf("the good one is %v", i)
 	}

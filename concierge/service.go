@@ -100,6 +100,7 @@ type Service struct {
 	nextCID uint32
 	nets    *netPool
 	closed  bool
+	tidy    *time.Timer // see tidyLater
 	accel   *vmm.AccelChoice
 
 	operations operations
@@ -207,6 +208,7 @@ func (s *Service) Close() {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	s.tidyNever()
 	s.stop()
 	s.running.Wait()
 	if s.kernelPorts != nil {

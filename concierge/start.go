@@ -206,11 +206,11 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err 
 		return s.withConsole(v, err)
 	}
 	crash.At(crash.GuestConfigured)
+	// make bench reads these.
+	v.log.Info("the guest is set up", "launched", launched, "ready", ready, "configured", time.Since(begin))
 	v.mu.Lock()
 	v.since = time.Now()
 	v.mu.Unlock()
-	// make bench reads these.
-	v.log.Info("the guest is set up", "launched", launched, "ready", ready, "configured", time.Since(begin))
 	return s.writeRecord(v, recordRunning)
 }
 

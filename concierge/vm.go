@@ -64,7 +64,8 @@ type vm struct {
 	memory   int64 // bytes
 	startErr error
 	termina  guestlink.TerminaResult
-	asked    bool // a stop was asked, or is due without
+	wake     func() // has a running VM followed
+	asked    bool   // a stop was asked, or is due without
 	// processes are known also while nobody answers for them.
 	processes vmm.Processes
 	reason    pb.VmStopReason
@@ -141,7 +142,7 @@ func (v *vm) setStatus(s pb.VmStatus) {
 // counts.
 func (v *vm) requestStop(reason pb.VmStopReason) {
 	v.mu.Lock()
-	first := !v.asked
+	first, wake := !v.asked, v.wake
 	if first {
 		v.asked, v.reason = true, reason
 	}
@@ -149,6 +150,9 @@ func (v *vm) requestStop(reason pb.VmStopReason) {
 	if first {
 		close(v.stopping)
 		v.abort(errStopped)
+		if wake != nil {
+			wake()
+		}
 	}
 }
 
@@ -189,12 +193,30 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 		VmInfo: v.info(), Status: pb.VmStatus_VM_STATUS_RUNNING})
 	crash.At(crash.Started)
 	close(v.started)
-	// A goroutine of its own, because the stack of this one has grown with all
-	// that a start takes.
-	s.running.Go(func() { s.follow(v) })
+	s.attend(v)
 }
 
-// follow waits for the end of a running VM, or for the reason to bring it
+// attend follows a running VM, which takes no goroutine until something
+// happens to it.
+func (s *Service) attend(v *vm) {
+	ctx, wake := context.WithCancel(s.quit)
+	s.running.Add(1)
+	context.AfterFunc(ctx, func() {
+		defer s.running.Done()
+		s.follow(v)
+	})
+	v.machine.OnEnd(wake)
+	v.mu.Lock()
+	v.wake = wake
+	asked := v.asked
+	v.mu.Unlock()
+	if asked {
+		wake()
+	}
+	s.tidyLater()
+}
+
+// follow does what is to be done at the end of a running VM, or to bring it
 // about.
 func (s *Service) follow(v *vm) {
 	select {

@@ -34,7 +34,8 @@ func serveStock(b *testing.B, bus *dbustest.Bus) {
 
 // BenchmarkCall compares GetVmInfo (request parsed, caller known, rights
 // checked, response encoded) with a stock godbus server that echoes as many
-// bytes. The client is the same.
+// bytes: long messages, and many short ones at once. The client is the same.
+// What one short call costs, make bench tells.
 func BenchmarkCall(b *testing.B) {
 	bus := dbustest.Lax(b)
 	serve(b, bus, &handler{getVmInfo: echo}, Options{})
@@ -51,10 +52,11 @@ func BenchmarkCall(b *testing.B) {
 			name string
 			o    *outgoing
 		}{{"auberge", ours}, {"godbus", theirs}} {
-			b.Run(fmt.Sprintf("%s/%d", server.name, size), func(b *testing.B) { sequential(b, bus, server.o) })
 			if size == 60 {
 				b.Run(fmt.Sprintf("%s/%d/pipelined", server.name, size), func(b *testing.B) { pipelined(b, bus, server.o) })
+				continue
 			}
+			b.Run(fmt.Sprintf("%s/%d", server.name, size), func(b *testing.B) { sequential(b, bus, server.o) })
 		}
 	}
 }

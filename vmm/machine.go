@@ -52,6 +52,9 @@ type Machine struct {
 
 	done chan struct{}
 	exit Exit
+	// over ends right after done is closed.
+	over   context.Context
+	finish context.CancelFunc
 }
 
 // Launch starts a supervisor for the VM in dir and hands it the spec and the
@@ -73,7 +76,9 @@ func (l *Launcher) Launch(ctx context.Context, dir string, spec *Spec, files []*
 }
 
 func newMachine(dir string, grace time.Duration) *Machine {
-	return &Machine{Dir: dir, grace: cmp.Or(grace, stageGrace), watched: make(chan struct{}), done: make(chan struct{})}
+	m := &Machine{Dir: dir, grace: cmp.Or(grace, stageGrace), watched: make(chan struct{}), done: make(chan struct{})}
+	m.over, m.finish = context.WithCancel(context.Background())
+	return m
 }
 
 func (l *Launcher) startSupervisor(m *Machine) error {
@@ -290,6 +295,7 @@ func (m *Machine) end(e Exit) {
 	m.closeListeners()
 	m.awaitProcesses()
 	close(m.done)
+	m.finish()
 }
 
 // Release lets go of a VM, which runs on and can be attached again. Its
@@ -317,6 +323,10 @@ func (m *Machine) PID() int { return m.pid }
 
 // Done is closed when the VM has ended.
 func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// OnEnd has f called once Done is closed, in a goroutine of its own that is not
+// there before.
+func (m *Machine) OnEnd(f func()) { context.AfterFunc(m.over, f) }
 
 // Exit is the exit record, once Done is closed.
 func (m *Machine) Exit() Exit { return m.exit }

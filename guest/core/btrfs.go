@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -74,17 +75,23 @@ func (b Btrfs) DeviceSize() (uint64, error) {
 }
 
 // Resize makes the file system span so many bytes of its device. When it is
-// made smaller, data is moved, which takes its time.
+// made smaller, data is moved, which takes its time. The error is ENOSPC when
+// there is no room to move it.
 func (b Btrfs) Resize(ctx context.Context, t *Table, size uint64) error {
-	return t.Run(ctx, "btrfs", "filesystem", "resize", strconv.FormatUint(size, 10), b.Target)
+	err := t.Run(ctx, "btrfs", "filesystem", "resize", strconv.FormatUint(size, 10), b.Target)
+	if err != nil && strings.Contains(err.Error(), "No space left on device") {
+		return fmt.Errorf("%w: %w", unix.ENOSPC, err)
+	}
+	return err
 }
 
-// ReleaseEmpty gives up the chunks in which nothing is any more.
+// ReleaseEmpty gives up the data chunks in which nothing is any more. The
+// file system does so itself after a while; a full one may refuse to be told.
 func (b Btrfs) ReleaseEmpty(ctx context.Context, t *Table) error {
 	if err := t.Run(ctx, "btrfs", "filesystem", "sync", b.Target); err != nil {
 		return err
 	}
-	return t.Run(ctx, "btrfs", "balance", "start", "-dusage=0", "-musage=0", b.Target)
+	return t.Run(ctx, "btrfs", "balance", "start", "-dusage=0", b.Target)
 }
 
 var minDevSize = regexp.MustCompile(`^([0-9]+) bytes\b`)
@@ -98,8 +105,8 @@ func (b Btrfs) MinSize(ctx context.Context, t *Table) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	// Empty chunks would count.
-	if err := b.ReleaseEmpty(ctx, t); err != nil {
+	// Empty chunks would count; if they stay, the answer is only less good.
+	if err := b.ReleaseEmpty(ctx, t); err != nil && ctx.Err() != nil {
 		return 0, err
 	}
 	out, err := t.Output(ctx, "btrfs", "inspect-internal", "min-dev-size", b.Target)

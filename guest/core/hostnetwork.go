@@ -72,7 +72,7 @@ func restartIPv6(name string) error {
 // destroyStaleSockets ends the connections that went out over a link, or from
 // an address that the machine no longer has, and tells how many there were.
 // Their owners see ECONNABORTED at once instead of a long silence. Loopback,
-// listening sockets and hosts of the link's own network are left alone.
+// sockets without a peer and hosts of the link's own network are left alone.
 func destroyStaleSockets(link netlink.Link) (int, error) {
 	on, elsewhere, err := ownAddresses(link)
 	if err != nil {
@@ -80,31 +80,35 @@ func destroyStaleSockets(link netlink.Link) (int, error) {
 	}
 	destroyed := 0
 	var errs []error
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		sockets, err := netlink.SocketDiagTCP(family)
-		if errors.Is(err, unix.ENOENT) {
-			continue // a kernel that cannot list them
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("cannot list the connections: %w", err))
-			continue
-		}
-		for _, s := range sockets {
-			if !isStale(s, on, elsewhere) {
+	for _, kind := range []struct {
+		protocol uint8
+		list     func(family uint8) ([]*netlink.Socket, error)
+	}{{unix.IPPROTO_TCP, netlink.SocketDiagTCP}, {unix.IPPROTO_UDP, netlink.SocketDiagUDP}} {
+		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+			sockets, err := kind.list(family)
+			if errors.Is(err, unix.ENOENT) {
+				continue // a kernel that cannot list them
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("cannot list the connections: %w", err))
 				continue
 			}
-			// One that is gone already is as it should be.
-			switch err := destroySocket(s); {
-			case err == nil:
-				destroyed++
-			case errors.Is(err, unix.EOPNOTSUPP):
-				// A kernel without CONFIG_INET_DIAG_DESTROY: nothing can be done.
-				return destroyed, errors.Join(errs...)
-			case !errors.Is(err, unix.ENOENT):
-				errs = append(errs, fmt.Errorf("cannot end the connection %s -> %s: %w", s.ID.Source, s.ID.Destination, err))
+			for _, s := range sockets {
+				if !isStale(s, on, elsewhere) {
+					continue
+				}
+				switch err := destroySocket(kind.protocol, s); {
+				case err == nil:
+					destroyed++
+				case errors.Is(err, unix.EOPNOTSUPP):
+					// A kernel without CONFIG_INET_DIAG_DESTROY: nothing can be done.
+					return destroyed, errors.Join(errs...)
+				case !errors.Is(err, unix.ENOENT): // else it is gone already
+					errs = append(errs, fmt.Errorf("cannot end the connection %s -> %s: %w", s.ID.Source, s.ID.Destination, err))
+				}
 			}
+			errs = errs[:min(len(errs), 4)]
 		}
-		errs = errs[:min(len(errs), 4)]
 	}
 	return destroyed, errors.Join(errs...)
 }
@@ -150,7 +154,10 @@ func isStale(s *netlink.Socket, on []netip.Prefix, elsewhere map[netip.Addr]bool
 
 // A destroyRequest is inet_diag_req_v2 (sock_diag(7)). netlink's own call
 // knows IPv4 only and goes by addresses, not by the socket's cookie.
-type destroyRequest struct{ s *netlink.Socket }
+type destroyRequest struct {
+	protocol uint8
+	s        *netlink.Socket
+}
 
 const sizeofDestroyRequest = 56
 
@@ -159,7 +166,7 @@ func (destroyRequest) Len() int { return sizeofDestroyRequest }
 func (r destroyRequest) Serialize() []byte {
 	b := make([]byte, sizeofDestroyRequest)
 	id := r.s.ID
-	b[0], b[1] = r.s.Family, unix.IPPROTO_TCP
+	b[0], b[1] = r.s.Family, r.protocol
 	binary.NativeEndian.PutUint32(b[4:], ^uint32(0)) // any state
 	binary.BigEndian.PutUint16(b[8:], id.SourcePort)
 	binary.BigEndian.PutUint16(b[10:], id.DestinationPort)
@@ -178,9 +185,9 @@ func rawIP(family uint8, ip net.IP) net.IP {
 	return ip.To16()
 }
 
-func destroySocket(s *netlink.Socket) error {
+func destroySocket(protocol uint8, s *netlink.Socket) error {
 	req := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
-	req.AddData(destroyRequest{s})
+	req.AddData(destroyRequest{protocol, s})
 	_, err := req.Execute(unix.NETLINK_INET_DIAG, 0)
 	return err
 }

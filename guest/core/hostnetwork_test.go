@@ -120,6 +120,22 @@ func TestHostNetworkChanged(t *testing.T) {
 	if err := netlink.AddrDel(mustLink(t, "eth0"), &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(100, 115, 128, 18).To4(), Mask: net.CIDRMask(29, 32)}}); err != nil {
 		t.Fatal(err)
 	}
+	datagrams := func(from, to string) net.Conn {
+		d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0))}
+		c, err := d.DialContext(t.Context(), "udp", netip.AddrPortFrom(netip.MustParseAddr(to), 443).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	far, near := datagrams("100.115.128.2", "192.0.2.1"), datagrams("100.115.128.2", "100.115.128.4")
+	bound, err := net.ListenPacket("udp", "100.115.128.2:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bound.Close()
+
 	// A program that ends on SIGHUP, under the resolver's name and another.
 	named := func(name string) *exec.Cmd {
 		sleep, err := os.ReadFile("/bin/sleep")
@@ -151,6 +167,18 @@ func TestHostNetworkChanged(t *testing.T) {
 		if _, err := open[p][0].Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
 			t.Errorf("the connection %v: %v", p, err)
 		}
+	}
+	if _, err := far.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
+		t.Errorf("datagrams to afar: %v", err)
+	}
+	for _, c := range []interface{ SetReadDeadline(time.Time) error }{near, bound.(*net.UDPConn)} {
+		c.SetReadDeadline(time.Unix(1, 0))
+	}
+	if _, err := near.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("datagrams to a neighbour: %v", err)
+	}
+	if _, _, err := bound.ReadFrom(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a socket without a peer: %v", err)
 	}
 	if err := resolver.Wait(); err == nil || !strings.Contains(err.Error(), "hangup") {
 		t.Errorf("dnsmasq: %v", err)

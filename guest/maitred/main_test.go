@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/auberge-vm/auberge/guest/core"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
@@ -43,7 +44,7 @@ func serve(t *testing.T, change func(*Server)) (pb.MaitredClient, *Server) {
 			t.Error(err)
 		}
 		services.Stop()
-		server.resize.stop()
+		server.resize.stop(time.Minute)
 		table.Close()
 	})
 	return pb.NewMaitredClient(conn), server

@@ -2,6 +2,7 @@ package maitred
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -9,13 +10,15 @@ import (
 
 	"github.com/auberge-vm/auberge/guest/core"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
 // The host enlarges a disk just before it asks for a larger file system, and
 // the guest sees that a moment later: so often and, doubled each time, so long
-// it is waited for, as on ChromeOS.
+// it is waited for, as on ChromeOS. A resize for which there is no room at once
+// is tried as often.
 const (
 	growTries    = 5
 	growPauseMin = 100 * time.Millisecond
@@ -28,22 +31,31 @@ type resize struct {
 	running bool
 	from    uint64
 	to      uint64
-	done    sync.WaitGroup
+	done    chan struct{}   // closed when the last one has ended
 	ctx     context.Context // done when the VM ends
 	cancel  context.CancelFunc
 }
 
 func newResize() *resize {
-	ctx, cancel := context.WithCancel(context.Background())
-	return &resize{ctx: ctx, cancel: cancel}
+	r := &resize{done: make(chan struct{})}
+	close(r.done)
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r
 }
 
-// stop ends a resize that is under way and waits for it.
-func (r *resize) stop() {
+// stop ends a resize that is under way and waits for it, for as long as grace:
+// one that is stuck in the kernel must not hold up the VM's end.
+func (r *resize) stop(grace time.Duration) {
 	r.mu.Lock()
 	r.cancel()
+	done := r.done
 	r.mu.Unlock()
-	r.done.Wait()
+	late := time.NewTimer(grace)
+	defer late.Stop()
+	select {
+	case <-done:
+	case <-late.C:
+	}
 }
 
 func (r *resize) underWay() bool {
@@ -75,8 +87,10 @@ func (s *Server) ResizeFilesystem(ctx context.Context, req *pb.ResizeFilesystemR
 	case r.running:
 		return &pb.ResizeFilesystemResponse{Status: pb.ResizeFilesystemResponse_ALREADY_IN_PROGRESS}, nil
 	}
-	r.running, r.from, r.to = true, from, req.Size
-	r.done.Go(func() {
+	done := make(chan struct{})
+	r.running, r.from, r.to, r.done = true, from, req.Size, done
+	go func() {
+		defer close(done)
 		defer func() {
 			if p := recover(); p != nil {
 				s.log.Error("resizing panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
@@ -90,7 +104,7 @@ func (s *Server) ResizeFilesystem(ctx context.Context, req *pb.ResizeFilesystemR
 			return
 		}
 		s.log.Info("the stateful file system was resized", "from", from, "to", req.Size)
-	})
+	}()
 	return &pb.ResizeFilesystemResponse{Status: pb.ResizeFilesystemResponse_STARTED}, nil
 }
 
@@ -102,15 +116,36 @@ func (s *Server) resizeTo(ctx context.Context, fs core.Btrfs, size uint64) error
 	if err := s.balloon().Remove(); err != nil {
 		return err
 	}
-	if err := fs.Resize(ctx, s.table, size); err == nil || ctx.Err() != nil {
-		return err
+	return s.changeSize(ctx, fs, size)
+}
+
+// changeSize tries until it works: what was freed just now stays set aside
+// for data until the file system has cleaned up, and meanwhile there may be no
+// room to move what lies beyond the new end.
+func (s *Server) changeSize(ctx context.Context, fs core.Btrfs, size uint64) error {
+	for try, pause := 0, growPauseMin; ; try, pause = try+1, 2*pause {
+		err := fs.Resize(ctx, s.table, size)
+		if !errors.Is(err, unix.ENOSPC) || ctx.Err() != nil || try == growTries {
+			return err
+		}
+		if releaseErr := fs.ReleaseEmpty(ctx, s.table); releaseErr != nil {
+			s.log.Info("the stateful file system keeps empty chunks for now", "err", releaseErr)
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
 	}
-	// What was freed just now may still be set aside for data, and then there
-	// is no room to move what lies beyond the new end.
-	if err := fs.ReleaseEmpty(ctx, s.table); err != nil {
-		return err
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return fs.Resize(ctx, s.table, size)
 }
 
 // awaitDevice waits until the device is large enough.
@@ -123,12 +158,8 @@ func (s *Server) awaitDevice(ctx context.Context, fs core.Btrfs, size uint64) er
 		if try == growTries {
 			return fmt.Errorf("the disk has %d bytes and is not made larger", have)
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
+		if err := sleep(ctx, pause); err != nil {
+			return err
 		}
 	}
 }

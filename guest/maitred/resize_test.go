@@ -3,6 +3,7 @@ package maitred
 import (
 	"os"
 	"testing"
+	"time"
 
 	"github.com/auberge-vm/auberge/guest/core/coretest"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
@@ -60,7 +61,7 @@ func TestResize(t *testing.T) {
 	}
 	settle := func(want uint64) {
 		t.Helper()
-		server.resize.done.Wait()
+		<-server.resize.done
 		if s := state(); s.ResizeInProgress || s.CurrentSize != want || s.TargetSize != 0 {
 			t.Errorf("afterwards: %v, want %d", s, want)
 		}
@@ -73,6 +74,11 @@ func TestResize(t *testing.T) {
 	resize(smaller, pb.ResizeFilesystemResponse_STARTED)
 	settle(smaller)
 	resize(600*mib, pb.ResizeFilesystemResponse_STARTED)
+	settle(600 * mib)
+	// Only the call that mounts it takes the whole disk.
+	if r, err := client.StartTermina(t.Context(), &pb.StartTerminaRequest{StatefulDevice: device}); err != nil || r.MountResult != pb.StartTerminaResponse_SUCCESS {
+		t.Fatalf("%v, %v", r, err)
+	}
 	settle(600 * mib)
 	// Smaller than can be: it fails, and is as it was.
 	resize(mib, pb.ResizeFilesystemResponse_STARTED)
@@ -105,7 +111,7 @@ func TestResize(t *testing.T) {
 
 	// A disk that does not grow is not awaited beyond the VM's end.
 	resize(4<<30, pb.ResizeFilesystemResponse_STARTED)
-	server.resize.stop()
+	server.resize.stop(time.Minute)
 	if s := state(); s.ResizeInProgress || s.CurrentSize != 2<<30 {
 		t.Errorf("after the end: %v", s)
 	}

@@ -25,6 +25,8 @@ const (
 	// answerGrace is how long answers may take to leave once all processes
 	// have ended.
 	answerGrace = time.Second
+	// kernelLogDelay is how long the kernel's log waits after VmReady.
+	kernelLogDelay = time.Second
 )
 
 // endSignals make PID 1 power off: our own poweroff command, Ctrl-Alt-Del,
@@ -74,13 +76,13 @@ func runStageTwo() error {
 	running.Go(func() {
 		announce(ctx, log, readyPort(params))
 		// Not before: the VM is awaited, its logs are not.
-		shipLogs(log, logs)
+		shipLogs(ctx, log, logs)
 	})
 
 	awaitEnd(log, signals, server.shutdown, failed)
 	cancel()
 	services.Stop()
-	server.resize.stop()
+	server.resize.stop(endGrace)
 	if err := table.EndAll(endGrace); err != nil {
 		log.Error("going on without them", "err", err)
 	}
@@ -126,17 +128,25 @@ func collectLogs(log *slog.Logger, logs *logShipper) {
 	logs.read(source, logs.user)
 }
 
-// shipLogs sends the logs to the host, the kernel's from its beginning.
-func shipLogs(log *slog.Logger, logs *logShipper) {
+// shipLogs sends the logs to the host, the kernel's from its beginning: that is
+// some 40 KiB, and the host now configures the VM for somebody who waits.
+func shipLogs(ctx context.Context, log *slog.Logger, logs *logShipper) {
+	if err := logs.send(); err != nil {
+		log.Error("the host does not get this VM's logs", "err", err)
+		return
+	}
+	settle := time.NewTimer(kernelLogDelay)
+	defer settle.Stop()
+	select {
+	case <-settle.C:
+	case <-ctx.Done():
+	}
 	source, err := core.OpenKernelLog()
 	if err != nil {
 		log.Error("the host does not get the kernel's log", "err", err)
-	} else {
-		logs.read(source, logs.kernel)
+		return
 	}
-	if err := logs.send(); err != nil {
-		log.Error("the host does not get this VM's logs", "err", err)
-	}
+	logs.read(source, logs.kernel)
 }
 
 // startShells keeps vshd running, which writes to the console. The socket on

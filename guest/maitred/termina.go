@@ -49,9 +49,6 @@ func (s *Server) StartTermina(ctx context.Context, req *pb.StartTerminaRequest) 
 		return &pb.StartTerminaResponse{MountResult: pb.StartTerminaResponse_FAILURE, FreeBytes: -1}, nil
 	}
 	s.keepSettings(req, settings)
-	if err := core.GrowBtrfs(ctx, s.table, s.statefulDir); err != nil {
-		s.log.Error("the stateful file system does not use its whole disk", "err", err)
-	}
 	resp := &pb.StartTerminaResponse{MountResult: s.stateful, FreeBytes: -1}
 	free, err := core.FreeBytes(s.statefulDir)
 	if err != nil {
@@ -83,13 +80,15 @@ func (s *Server) mountStateful(ctx context.Context, device string) error {
 	err = m.MakeAndMount()
 	if err == nil {
 		s.stateful = pb.StartTerminaResponse_SUCCESS
-		return s.forgetBalloon()
+		s.takeOver(ctx)
+		return nil
 	}
 	s.log.Warn("trying older roots of the stateful disk", "err", err)
 	m.Options += ",usebackuproot"
 	if m.Mount() == nil {
 		s.stateful = pb.StartTerminaResponse_PARTIAL_DATA_LOSS
-		return s.forgetBalloon()
+		s.takeOver(ctx)
+		return nil
 	}
 	if formatErr != nil {
 		return fmt.Errorf("%w; it was not formatted either: %v", err, formatErr)
@@ -97,13 +96,16 @@ func (s *Server) mountStateful(ctx context.Context, device string) error {
 	return err
 }
 
-// forgetBalloon removes the balloon of an earlier boot: the host's disk may
-// have room again by now, and the host says so only when that changes.
-func (s *Server) forgetBalloon() error {
+// takeOver makes a file system that has just been mounted as large as its
+// disk, and removes the balloon of an earlier boot: the host's disk may have
+// room again by now, and the host says so only when that changes.
+func (s *Server) takeOver(ctx context.Context) {
 	if err := s.balloon().Remove(); err != nil {
 		s.log.Error("space stays withheld", "err", err)
 	}
-	return nil
+	if err := core.GrowBtrfs(ctx, s.table, s.statefulDir); err != nil {
+		s.log.Error("the stateful file system does not use its whole disk", "err", err)
+	}
 }
 
 // terminaSettings makes variables of what the request says of containers;

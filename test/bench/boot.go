@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -44,6 +45,10 @@ func benchBoot(ctx context.Context, o *options, t *table) error {
 	if err := b.stop(name); err != nil {
 		return err
 	}
+	logged, err := o.log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
 	p, err := compare(ctx, o.pairs, func() (float64, error) {
 		ms, err := timed(func() error {
 			_, err := b.start(name)
@@ -57,14 +62,16 @@ func benchBoot(ctx context.Context, o *options, t *table) error {
 	if err != nil {
 		return err
 	}
-	o.noteStages(t)
+	o.noteStages(t, logged)
 	t.ratio("StartVm to its reply", "bare QEMU with the same devices until `VmReady`", "s", p, atMost(1.10))
 	return nil
 }
 
-// noteStages tells what the starts in the service's log consist of.
-func (o *options) noteStages(t *table) {
+// noteStages tells what the starts consist of that the service has logged
+// since an offset in its log.
+func (o *options) noteStages(t *table, since int64) {
 	text, _ := os.ReadFile(o.log.Name())
+	text = text[min(since, int64(len(text))):]
 	var launch, boot, setup []float64
 	for l := range strings.Lines(string(text)) {
 		at := map[string]time.Duration{}

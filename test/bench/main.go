@@ -81,7 +81,11 @@ func (o *options) run(ctx context.Context) (err error) {
 	}
 	defer log.Close()
 	o.log = log
-	if o.crowdDir, err = os.MkdirTemp("", "crowd"); err != nil {
+	base := "" // as root, what is private to the testbed and ends with it
+	if os.Geteuid() == 0 {
+		base = testbed.Base
+	}
+	if o.crowdDir, err = os.MkdirTemp(base, "crowd"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(o.crowdDir)
@@ -102,6 +106,7 @@ func (o *options) run(ctx context.Context) (err error) {
 			fmt.Fprintf(os.Stderr, "bench: %s failed: %v\n", p.name, err)
 		}
 		if ctx.Err() != nil {
+			os.Remove(log.Name())
 			return errors.New("interrupted")
 		}
 		fmt.Fprintf(os.Stderr, "bench: %s took %.0f s\n", p.name, time.Since(begin).Seconds())

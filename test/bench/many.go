@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 )
 
@@ -58,28 +60,10 @@ func benchMany(ctx context.Context, o *options, t *table) error {
 	t.figure(fmt.Sprintf("StartVm with stand-ins for supervisor and guest, %d at once", startsAtOnce), "per second",
 		float64(o.vms)/took.Seconds(), none)
 
-	list, info := p50(func() error {
-		var resp pb.ListVmsResponse
-		err := b.call("ListVms", &pb.ListVmsRequest{}, &resp)
-		if err == nil && len(resp.Vms) != o.vms+1 {
-			err = fmt.Errorf("ListVms lists %d VMs of %d", len(resp.Vms), o.vms+1)
-		}
+	if err := b.measureCalls(o.vms+1, t); err != nil {
 		return err
-	}), p50(func() error {
-		var resp pb.GetVmInfoResponse
-		return b.call("GetVmInfo", &pb.GetVmInfoRequest{Name: "first"}, &resp)
-	})
-	for _, m := range []struct {
-		what string
-		f    func() (float64, error)
-	}{{"ListVms", list}, {"GetVmInfo", info}} {
-		us, err := m.f()
-		if err != nil {
-			return err
-		}
-		t.figure(fmt.Sprintf("%s with %d VMs, p50", m.what, o.vms), "us", us, none)
 	}
-	after, err := pss(pid)
+	after, err := settled(ctx, pid)
 	if err != nil {
 		return err
 	}
@@ -88,6 +72,69 @@ func benchMany(ctx context.Context, o *options, t *table) error {
 	t.note("With %d VMs vm_concierge has %.1f descriptors per VM open (the limit of this machine is %s in all) and %d threads (%d before).",
 		o.vms, float64(descriptors(pid)-files)/n, fileLimit(pid), threads(pid), tasks)
 	return crowd.err()
+}
+
+// measureCalls measures calls while n VMs run.
+func (b *bench) measureCalls(n int, t *table) error {
+	var resp pb.ListVmsResponse
+	if err := b.call("ListVms", &pb.ListVmsRequest{}, &resp); err != nil {
+		return err
+	}
+	if len(resp.Vms) != n {
+		return fmt.Errorf("ListVms lists %d VMs of %d", len(resp.Vms), n)
+	}
+	// An administrator asks for the caller's VMs.
+	c, err := dialRaw(b.Address)
+	if err != nil {
+		return err
+	}
+	defer c.conn.Close()
+	owner := fmt.Sprint(b.user.UID)
+	for _, m := range []struct {
+		method, what string
+		req          proto.Message
+	}{
+		{"ListVms", fmt.Sprintf("ListVms of %d VMs, %d bytes, p50", n, proto.Size(&resp)), &pb.ListVmsRequest{OwnerId: owner}},
+		{"GetVmInfo", fmt.Sprintf("GetVmInfo among %d VMs, p50", n), &pb.GetVmInfoRequest{OwnerId: owner, Name: "first"}},
+	} {
+		least := 0
+		if m.method == "ListVms" {
+			least = proto.Size(&resp)
+		}
+		us, err := p50(func() error {
+			size, err := c.concierge(m.method, m.req)
+			if err == nil && size < least {
+				err = fmt.Errorf("%s: an answer of %d bytes, not of %d", m.method, size, least)
+			}
+			return err
+		})()
+		if err != nil {
+			return err
+		}
+		t.figure(m.what, "us", us, none)
+	}
+	return nil
+}
+
+// settled waits until a process gives no more memory back and returns what it
+// keeps.
+func settled(ctx context.Context, pid int) (float64, error) {
+	const quiet = 10 * time.Second
+	least, err := pss(pid)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for since := time.Now(); err == nil && time.Since(since) < quiet; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+		var now float64
+		if now, err = pss(pid); now < 0.99*least {
+			least, since = now, time.Now()
+		}
+	}
+	return least, err
 }
 
 // startMany starts n VMs.

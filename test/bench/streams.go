@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -70,6 +71,7 @@ func benchStreams(ctx context.Context, o *options, t *table) error {
 		}
 		t.ratio(way.what, "plain stream", "MB/s", p, atLeast(0.6))
 	}
+	stop()
 	return b.stop(s.vm)
 }
 
@@ -119,11 +121,11 @@ func (s *streams) prepare(bin string) (stop func(), err error) {
 	if err := run.Start(); err != nil {
 		return nil, err
 	}
-	stop = func() {
+	stop = sync.OnceFunc(func() {
 		run.Process.Signal(syscall.SIGTERM)
 		run.Wait()
 		os.Remove(s.zeros)
-	}
+	})
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		stop()
 		return nil, fmt.Errorf("the program in the guest did not start: %w", err)

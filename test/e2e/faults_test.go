@@ -144,6 +144,7 @@ func TestGuestThatDialsAThousandTimes(t *testing.T) {
 // A hypervisor that is stopped answers neither the guest's streams nor its
 // monitor. Its VM can be ended all the same, and others do not wait for it.
 func TestHypervisorThatIgnoresItsMonitor(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	stuck := alice.start(&pb.StartVmRequest{Name: "stuck"})
@@ -177,6 +178,7 @@ func TestHypervisorThatIgnoresItsMonitor(t *testing.T) {
 // A VM that thinks it is another century is served as any other, and told the
 // time when that is asked for.
 func TestGuestClockFarOff(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "x"})

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/binary"
 	"io"
 	"net"
@@ -37,6 +38,8 @@ func (g *liveGuest) serve9P(t *testing.T, port uint32, export string) {
 			return // the test has ended
 		}
 		defer guest.Close()
+		// A test that failed has not unmounted.
+		defer context.AfterFunc(t.Context(), func() { guest.Close() })()
 		if err := g.relay9P(guest, export); err != nil {
 			t.Errorf("9P: %v", err)
 		}

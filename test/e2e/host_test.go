@@ -9,7 +9,6 @@ import (
 	"time"
 
 	godbus "github.com/godbus/dbus/v5"
-	"golang.org/x/sys/unix"
 
 	"github.com/auberge-vm/auberge/dbus"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
@@ -136,19 +135,7 @@ func TestGuestFollowsHost(t *testing.T) {
 // so many bytes.
 func (b *bed) smallState(size int, args ...string) {
 	b.t.Helper()
-	b.concierge.Stop(unix.SIGTERM)
-	if err := unix.Mount("tmpfs", b.StateDir, "tmpfs", 0, "mode=0755,size="+strconv.Itoa(size)); err != nil {
-		b.t.Fatal(err)
-	}
-	b.t.Cleanup(func() { unix.Unmount(b.StateDir, unix.MNT_DETACH) })
-	var st unix.Stat_t
-	if err := unix.Stat(b.RuntimeDir, &st); err != nil {
-		b.t.Fatal(err)
-	}
-	if err := os.Chown(b.StateDir, int(st.Uid), int(st.Gid)); err != nil {
-		b.t.Fatal(err)
-	}
-	b.startConcierge(args...)
+	b.onSmall(b.StateDir, size, args...)
 }
 
 // A guest that writes more than the host's disk takes gets an error, and can

@@ -41,6 +41,9 @@ func TestRequestsThatAreNone(t *testing.T) {
 			"nothing":                   {},
 			"one argument too many":     {[]byte{}, "x"},
 		} {
+			if m.Request == nil && len(args) == 0 {
+				continue // as it should be
+			}
 			err := alice.object().Call(dbus.ConciergeInterface+"."+m.Name, 0, args...).Err
 			if errorName(err) != invalidArgs {
 				t.Errorf("%s with %s: %v, want InvalidArgs", m.Name, what, err)

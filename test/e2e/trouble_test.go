@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -34,6 +35,7 @@ func (b *bed) supervisorOf(hypervisor int32) int {
 // One supervisor that does not answer costs the other VMs nothing, and its own
 // VM nothing that it has.
 func TestSupervisorThatDoesNotAnswer(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	var disk pb.CreateDiskImageResponse
@@ -84,14 +86,21 @@ func TestSupervisorThatDoesNotAnswer(t *testing.T) {
 	b.gone()
 }
 
-// mountSmall puts a file system of little space where a directory is, for the
-// service's user.
-func (b *bed) mountSmall(dir string) {
+// onSmall restarts the service with an empty file system, which can hold so
+// many bytes, in place of one of its directories.
+func (b *bed) onSmall(dir string, size int, args ...string) {
 	b.t.Helper()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k,mode=0755,uid="+itoa(int(testbed.Service.UID))+",gid="+itoa(int(testbed.Service.GID))); err != nil {
+	b.concierge.Stop(syscall.SIGTERM)
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		b.t.Fatal(err)
+	}
+	options := fmt.Sprintf("mode=0755,size=%d,uid=%d,gid=%d", size, st.Uid, st.Gid)
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
 		b.t.Fatal(err)
 	}
 	b.t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	b.startConcierge(args...)
 }
 
 // fill takes all space of a file system, until it is given back.
@@ -119,9 +128,7 @@ func (b *bed) fill(dir string) (free func()) {
 // With the runtime directory full nothing can be started, and that is all.
 func TestRuntimeDirFull(t *testing.T) {
 	b := newBed(t)
-	b.concierge.Stop(syscall.SIGTERM)
-	b.mountSmall(b.RuntimeDir)
-	b.startConcierge()
+	b.onSmall(b.RuntimeDir, 256<<10)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()
 	first := alice.start(&pb.StartVmRequest{Name: "x"})
@@ -158,9 +165,7 @@ func TestRuntimeDirFull(t *testing.T) {
 // refused with the reason.
 func TestStateDirFull(t *testing.T) {
 	b := newBed(t)
-	b.concierge.Stop(syscall.SIGTERM)
-	b.mountSmall(b.StateDir)
-	b.startConcierge()
+	b.onSmall(b.StateDir, 256<<10)
 	alice := b.client(testbed.Alice)
 	first := alice.start(&pb.StartVmRequest{Name: "x"})
 	free := b.fill(b.StateDir)
@@ -185,8 +190,10 @@ func TestStateDirFull(t *testing.T) {
 	free()
 	alice.start(&pb.StartVmRequest{Name: "x"})
 	alice.stop("x")
-	if left, err := filepath.Glob(filepath.Join(b.StateDir, "*", "64101", "*")); err != nil || len(left) != 1 {
-		t.Errorf("refused requests left %v", left)
+	for dir, want := range map[string]int{"settings": 1, "disks": 0} {
+		if left, err := filepath.Glob(filepath.Join(b.StateDir, dir, "64101", "*")); err != nil || len(left) != want {
+			t.Errorf("in %s there is %v", dir, left)
+		}
 	}
 }
 
