@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,6 +44,27 @@ func (b *bed) changesOf(name string, want ...string) {
 		}
 		return len(got) >= len(want) && slices.Equal(got[len(got)-len(want):], want)
 	})
+}
+
+// endProcesses kills what a test that failed has left running of its VMs in
+// the bed at dir.
+func endProcesses(t *testing.T, dir string) {
+	t.Helper()
+	links, err := filepath.Glob("/proc/[0-9]*/cwd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		cwd, err := os.Readlink(link)
+		if err != nil || !strings.HasPrefix(cwd, dir+"/run/vms/") {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
 }
 
 // withDisk is a request for a VM that writes to a disk.

@@ -384,7 +384,10 @@ func newBed(t *testing.T) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		endProcesses(t, dir)
+		os.RemoveAll(dir)
+	})
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

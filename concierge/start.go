@@ -1,6 +1,7 @@
 package concierge
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base32"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/auberge-vm/auberge/guestlink"
@@ -309,22 +311,9 @@ const consoleLines = 15
 // configure brings a guest that is up into the state that was asked for.
 func (s *Service) configure(ctx context.Context, v *vm, p *plan) error {
 	v.told = s.changesSoFar()
-	if n := p.spec.Network; n != nil {
-		err := within(ctx, agentTimeout, func(ctx context.Context) error {
-			return v.agent.ConfigureNetwork(ctx, networkOf(*n))
-		})
-		if err == nil {
-			err = s.setResolver(ctx, v, n)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	err := within(ctx, agentTimeout, func(ctx context.Context) error { return v.agent.SetTime(ctx, time.Now()) })
-	if err != nil {
+	if err := s.acquaint(ctx, v, p.spec.Network); err != nil {
 		return err
 	}
-	s.refreshTimezone(ctx, v)
 	for _, m := range p.mounts {
 		if err := within(ctx, agentTimeout, func(ctx context.Context) error { return v.agent.Mount(ctx, m) }); err != nil {
 			return err
@@ -343,6 +332,27 @@ func (s *Service) configure(ctx context.Context, v *vm, p *plan) error {
 		}
 	}
 	return nil
+}
+
+// acquaint tells a guest what it has to know of its network and its host, all
+// at once: the round trips are a good part of a start.
+func (s *Service) acquaint(ctx context.Context, v *vm, n *vmm.Network) error {
+	var network, resolver, clock error
+	var wg sync.WaitGroup
+	if n != nil {
+		wg.Go(func() {
+			network = within(ctx, agentTimeout, func(ctx context.Context) error {
+				return v.agent.ConfigureNetwork(ctx, networkOf(*n))
+			})
+		})
+		wg.Go(func() { resolver = s.setResolver(ctx, v, n) })
+	}
+	wg.Go(func() {
+		clock = within(ctx, agentTimeout, func(ctx context.Context) error { return v.agent.SetTime(ctx, time.Now()) })
+	})
+	wg.Go(func() { s.refreshTimezone(ctx, v) })
+	wg.Wait()
+	return cmp.Or(network, resolver, clock)
 }
 
 func (s *Service) startTermina(ctx context.Context, v *vm, p *plan) error {

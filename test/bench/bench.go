@@ -94,10 +94,13 @@ func (b *bench) stop(name string) error {
 	return err
 }
 
-// small has a VM of this name get little of the machine's memory; the rest is
-// as a user gets it who sets nothing.
-func (b *bench) small(name string) error {
+// small has a VM of this name get little of the machine's memory, and so many
+// processors; zero leaves it what a user gets who sets nothing.
+func (b *bench) small(name string, cpus uint32) error {
 	settings := map[string]godbus.Variant{"memory": godbus.MakeVariant(uint64(512))}
+	if cpus > 0 {
+		settings["cpus"] = godbus.MakeVariant(cpus)
+	}
 	return b.object().Call(dbus.Concierge1Name+".ConfigureVm", 0, name, "", settings).Err
 }
 

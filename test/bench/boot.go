@@ -31,7 +31,8 @@ func benchBoot(ctx context.Context, o *options, t *table) error {
 	}
 	defer b.close()
 	const name = "boot"
-	if err := b.small(name); err != nil {
+	// One processor, as the VMs of the end-to-end tests have.
+	if err := b.small(name, 1); err != nil {
 		return err
 	}
 	// The first start warms the caches, and tells what a VM is made of.

@@ -39,7 +39,7 @@ func benchStreams(ctx context.Context, o *options, t *table) error {
 		return err
 	}
 	s := &streams{bench: b, vm: "streams"}
-	if err := b.small(s.vm); err != nil {
+	if err := b.small(s.vm, 0); err != nil {
 		return err
 	}
 	if _, err := b.start(s.vm); err != nil {
