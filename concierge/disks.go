@@ -197,6 +197,12 @@ func (s *Service) DestroyDiskImage(ctx context.Context, sub policy.Subject, req 
 	if err != nil {
 		return nil, err
 	}
+	if exists {
+		err = s.checkUnused(path, sub.Owner.UID)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("remove the disk image of VM %q: %w", req.VmName, err)
+		}
+	}
 	// A VM without a disk has a log too, and no other call takes it away.
 	s.removeLog(ctx, sub, req.VmName)
 	if exists {

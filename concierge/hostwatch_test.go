@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/auberge-vm/auberge/concierge/host"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
@@ -60,6 +61,38 @@ func TestHostChangesWhileTheServiceIsAway(t *testing.T) {
 	b.stop(s, "x")
 }
 
+func count(lines []string, want string) (n int) {
+	for _, line := range lines {
+		if line == want {
+			n++
+		}
+	}
+	return n
+}
+
+// A guest is told once how much space there is, and again when it goes on.
+func TestSpaceAfterResuming(t *testing.T) {
+	b := newBed(t)
+	b.cfg.SpaceInterval = 5 * time.Millisecond
+	heard := b.hears()
+	s := b.serve()
+	if _, err := s.StartVm(t.Context(), alice, b.termina(s, "x", minDisk), nil); err != nil {
+		t.Fatal(err)
+	}
+	before := count(heard(), "space")
+	if before == 0 {
+		t.Error("it was not told at the start")
+	}
+	if _, err := s.SuspendVm(t.Context(), alice, &pb.SuspendVmRequest{Name: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.ResumeVm(t.Context(), alice, &pb.ResumeVmRequest{Name: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "to be told of the space again", func() bool { return count(heard(), "space") > before })
+	b.stop(s, "x")
+}
+
 // A guest that is being set up, or stands still, learns afterwards what it has
 // missed.
 func TestHostChangesThatAGuestMisses(t *testing.T) {
@@ -89,14 +122,7 @@ func TestHostChangesThatAGuestMisses(t *testing.T) {
 	if err := <-started; err != nil {
 		t.Fatal(err)
 	}
-	networks := func() (n int) {
-		for _, line := range heard() {
-			if line == "network" {
-				n++
-			}
-		}
-		return n
-	}
+	networks := func() int { return count(heard(), "network") }
 	await(t, "that the network has changed meanwhile", func() bool { return networks() == 1 })
 	for n, change := range []func(){func() {}, func() { s.hostChanged(host.NetworkChanged) }} {
 		if _, err := s.SuspendVm(t.Context(), alice, &pb.SuspendVmRequest{Name: "x"}); err != nil {

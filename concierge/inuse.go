@@ -2,6 +2,8 @@ package concierge
 
 import (
 	"fmt"
+	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,24 +41,41 @@ func (s *Service) reserveDisks(v *vm, p *plan) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, other := range s.vms {
-		if other == v {
-			continue
-		}
-		for i, u := range own {
-			for _, o := range other.disks {
-				if !u.clashes(o) {
-					continue
-				}
-				name := "another owner's VM"
-				if other.key.uid == v.key.uid {
-					name = fmt.Sprintf("VM %q", other.key.name)
-				}
-				return fmt.Errorf("the image of disk %s is in use by %s: stop it first", deviceName(i), name)
-			}
+	for i, u := range own {
+		if who := s.userOf(u, v.key.uid, v); who != "" {
+			return fmt.Errorf("the image of disk %s is in use by %s: stop it first", deviceName(i), who)
 		}
 	}
 	v.disks = own
+	return nil
+}
+
+// userOf names the VM, but for one, that has a disk which clashes with a use of
+// the given user's, empty for none. The caller holds the service's lock.
+func (s *Service) userOf(u diskUse, uid uint32, except *vm) string {
+	for _, other := range s.vms {
+		if other == except || !slices.ContainsFunc(other.disks, u.clashes) {
+			continue
+		}
+		if other.key.uid == uid {
+			return fmt.Sprintf("VM %q", other.key.name)
+		}
+		return "another owner's VM"
+	}
+	return ""
+}
+
+// checkUnused refuses an image of a store that some VM has as a disk.
+func (s *Service) checkUnused(path string, uid uint32) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if who := s.userOf(diskUse{Dev: st.Dev, Ino: st.Ino, Writable: true}, uid, nil); who != "" {
+		return fmt.Errorf("its image is in use by %s: stop it first", who)
+	}
 	return nil
 }
 

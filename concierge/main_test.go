@@ -245,6 +245,11 @@ func (maitredServer) OnHostNetworkChanged(context.Context, *guestpb.EmptyMessage
 	return &guestpb.EmptyMessage{}, nil
 }
 
+func (maitredServer) UpdateStorageBalloon(context.Context, *guestpb.UpdateStorageBalloonRequest) (*guestpb.UpdateStorageBalloonResponse, error) {
+	hear("space")
+	return &guestpb.UpdateStorageBalloonResponse{Result: guestpb.UpdateStorageBalloonResult_SUCCESS}, nil
+}
+
 // hear tells the test what the host has told the guest.
 func hear(line string) {
 	f, err := os.OpenFile(os.Getenv(heardEnv), os.O_WRONLY|os.O_APPEND, 0)

@@ -48,7 +48,9 @@ func (s *Service) ResizeDiskImage(ctx context.Context, sub policy.Subject, req *
 	v, m, err := s.up(sub, req.VmName)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		err = growImage(path, size)
+		if err = s.checkUnused(path, sub.Owner.UID); err == nil {
+			err = growImage(path, size)
+		}
 	case err != nil:
 		return nil, err
 	case v.isSuspended():

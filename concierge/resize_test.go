@@ -99,3 +99,34 @@ func TestResizeOfQcow2(t *testing.T) {
 	}
 	b.stop(s, "x")
 }
+
+// The disk of one VM may be lent to another one, and is not pulled away from
+// under it.
+func TestDiskOfAnotherVM(t *testing.T) {
+	b := newBed(t)
+	s := b.serve()
+	req := b.termina(s, "lender", 4<<20)
+	req.Name, req.StartTermina = "borrower", false
+	memory := uint64(minMemoryMiB)
+	if err := s.ConfigureVm(t.Context(), alice, "borrower", Settings{MemoryMiB: &memory}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.StartVm(t.Context(), alice, req, nil); err != nil {
+		t.Fatal(err)
+	}
+	destroy := &pb.DestroyDiskImageRequest{VmName: "lender"}
+	if r, err := s.DestroyDiskImage(t.Context(), alice, destroy); err == nil || !strings.Contains(err.Error(), `in use by VM "borrower"`) {
+		t.Errorf("destroyed: %v, %v", r, err)
+	}
+	resize := &pb.ResizeDiskImageRequest{VmName: "lender", DiskSize: 8 << 20}
+	if r, err := s.ResizeDiskImage(t.Context(), alice, resize); err == nil || !strings.Contains(err.Error(), `in use by VM "borrower"`) {
+		t.Errorf("resized: %v, %v", r, err)
+	}
+	b.stop(s, "borrower")
+	if r, err := s.ResizeDiskImage(t.Context(), alice, resize); err != nil || r.Status != pb.DiskImageStatus_DISK_STATUS_RESIZED {
+		t.Errorf("afterwards: %v, %v", r, err)
+	}
+	if r, err := s.DestroyDiskImage(t.Context(), alice, destroy); err != nil || r.Status != pb.DiskImageStatus_DISK_STATUS_DESTROYED {
+		t.Errorf("afterwards: %v, %v", r, err)
+	}
+}

@@ -166,6 +166,8 @@ func (v *vm) isSuspended() bool {
 func (s *Service) setSuspended(v *vm, on bool) {
 	v.mu.Lock()
 	v.suspended = on
+	// It may have been told just when it fell asleep.
+	v.spaceTold = v.spaceTold && on
 	v.mu.Unlock()
 	s.changed(v)
 }

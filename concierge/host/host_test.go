@@ -162,6 +162,28 @@ func TestChangesOfFiles(t *testing.T) {
 	expect(t, changes, host.TimezoneChanged)
 }
 
+// A watcher that was told too much at once listens again.
+func TestTooManyRoutes(t *testing.T) {
+	dir := t.TempDir()
+	h := host.Host{Localtime: filepath.Join(dir, "localtime"), Resolver: filepath.Join(dir, "resolv.conf")}
+	w, err := h.Watch(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Overflow()
+	write(t, h.Resolver, "nameserver 192.0.2.1\n")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	heard := false
+	w.Run(ctx, func(host.Change) {
+		heard = w.Hears()
+		cancel()
+	})
+	if !heard {
+		t.Error("nobody tells of routes any more")
+	}
+}
+
 // In a network namespace of the test's own.
 func TestChangeOfTheNetwork(t *testing.T) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test

@@ -34,6 +34,7 @@ type Watcher struct {
 	files    *fsnotify.Watcher
 	routes   <-chan netlink.RouteUpdate
 	stop     func()
+	deaf     bool // routes has ended by itself
 	zone     string
 	dns      DNS
 	gateways string
@@ -55,7 +56,9 @@ func (h Host) Watch(log *slog.Logger) (*Watcher, error) {
 	w.routes, w.stop = watchRoutes(log)
 	w.zone, _ = h.Timezone()
 	w.dns, _ = h.DNS()
-	w.gateways = defaultGateways(log)
+	if w.gateways, err = defaultGateways(); err != nil {
+		log.Warn("read the host's routes", "err", err)
+	}
 	return w, nil
 }
 
@@ -86,7 +89,7 @@ func (w *Watcher) followResolver() {
 // change.
 func (w *Watcher) Run(ctx context.Context, changed func(Change)) {
 	defer w.files.Close()
-	defer w.stop()
+	defer func() { w.stop() }()
 	settled := time.NewTimer(settle)
 	for {
 		select {
@@ -100,8 +103,9 @@ func (w *Watcher) Run(ctx context.Context, changed func(Change)) {
 			settled.Reset(settle)
 		case _, ok := <-w.routes:
 			if !ok {
-				w.log.Warn("changes of the host's network will not be noticed any more")
-				w.routes = nil
+				// More came at once than anybody read. Not again at once.
+				w.stop()
+				w.routes, w.stop, w.deaf = nil, func() {}, true
 			}
 			settled.Reset(settle)
 		case <-settled.C:
@@ -113,6 +117,10 @@ func (w *Watcher) Run(ctx context.Context, changed func(Change)) {
 // look compares what there is with what there was.
 func (w *Watcher) look(changed func(Change)) {
 	w.followResolver() // it may be another link now
+	if w.deaf {
+		w.deaf = false
+		w.routes, w.stop = watchRoutes(w.log)
+	}
 	if z, err := w.host.Timezone(); err == nil && z != w.zone {
 		w.zone = z
 		changed(TimezoneChanged)
@@ -121,7 +129,10 @@ func (w *Watcher) look(changed func(Change)) {
 		w.dns = d
 		changed(DNSChanged)
 	}
-	if g := defaultGateways(w.log); g != w.gateways {
+	if g, err := defaultGateways(); err != nil {
+		// Most likely they are being changed, and then there is more to come.
+		w.log.Debug("read the host's routes", "err", err)
+	} else if g != w.gateways {
 		w.gateways = g
 		changed(NetworkChanged)
 	}
@@ -147,11 +158,10 @@ func watchRoutes(log *slog.Logger) (<-chan netlink.RouteUpdate, func()) {
 }
 
 // defaultGateways names the ways by which the machine reaches the world.
-func defaultGateways(log *slog.Logger) string {
+func defaultGateways() (string, error) {
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
-		log.Debug("read the host's routes", "err", err)
-		return ""
+		return "", err
 	}
 	ways := ""
 	for _, r := range routes {
@@ -162,7 +172,7 @@ func defaultGateways(log *slog.Logger) string {
 		}
 		ways += fmt.Sprintf("%v by %d metric %d; ", r.Gw, r.LinkIndex, r.Priority)
 	}
-	return ways
+	return ways, nil
 }
 
 func (c Change) String() string {
