@@ -74,8 +74,9 @@ func (s *Service) SyncVmTimes(ctx context.Context, sub policy.Subject) (*pb.Sync
 	return resp, nil
 }
 
-// fanOut bounds how many guests are called at a time.
-const fanOut = 32
+// fanOut bounds how many guests are called at a time. Those that do not answer
+// hold up the rest.
+const fanOut = 128
 
 // eachAwake calls f for every VM that the subject may see and whose guest can
 // answer, side by side, and waits for all.

@@ -16,7 +16,7 @@ import (
 // How many logs can be open at a time. Each costs a goroutine and some
 // descriptors until its reader goes away.
 const (
-	maxLogPipes     = 64
+	maxLogPipes     = 256
 	maxUserLogPipes = 16
 )
 

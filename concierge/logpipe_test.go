@@ -67,7 +67,7 @@ func TestOpenLogsAreBounded(t *testing.T) {
 		sub.Caller.UID = uid
 		return sub
 	}
-	for uid := range uint32(4) {
+	for uid := range uint32(maxLogPipes / maxUserLogPipes) {
 		for range maxUserLogPipes {
 			// Those with all lines are stuck in their pipes, the others wait.
 			f, err := b.open(s, as(uid), "x", LogOptions{Follow: true, Lines: uid % 2})
@@ -80,7 +80,7 @@ func TestOpenLogsAreBounded(t *testing.T) {
 			t.Errorf("one more: %v", err)
 		}
 	}
-	if _, err := b.open(s, as(4), "x", LogOptions{}); err == nil || !strings.Contains(err.Error(), "64 logs are open") {
+	if _, err := b.open(s, as(1000), "x", LogOptions{}); err == nil || !strings.Contains(err.Error(), "256 logs are open") {
 		t.Errorf("one more of another user: %v", err)
 	}
 	for uid := range uint32(2) {

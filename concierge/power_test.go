@@ -98,6 +98,13 @@ func TestSuspendWaitsForItsTurn(t *testing.T) {
 	if v.isSuspended() {
 		t.Error("it is suspended")
 	}
+	// A resize needs the guest.
+	s.mu.Lock()
+	v.resizing = true
+	s.mu.Unlock()
+	if _, err := s.SuspendVm(t.Context(), alice, &pb.SuspendVmRequest{Name: "x"}); err == nil || !strings.Contains(err.Error(), "resized") {
+		t.Errorf("during a resize: %v", err)
+	}
 	b.stop(s, "x")
 }
 

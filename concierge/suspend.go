@@ -117,6 +117,12 @@ func (s *Service) suspend(ctx context.Context, v *vm, m *vmm.Machine) error {
 	if v.isSuspended() {
 		return nil
 	}
+	s.mu.Lock()
+	resizing := v.resizing
+	s.mu.Unlock()
+	if resizing {
+		return fmt.Errorf("VM %q cannot be suspended while its disk is resized; wait for that, or cancel it with CancelDiskImageOperation", v.key.name)
+	}
 	v.told = s.changesSoFar()
 	err := within(ctx, agentTimeout, v.agent.PrepareToSuspend)
 	if err != nil {

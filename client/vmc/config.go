@@ -93,14 +93,3 @@ func (a *app) config(ctx context.Context, s *session, name string, change map[st
 	}
 	return t.end()
 }
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for key := range m {
-		if key != "" {
-			keys = append(keys, key)
-		}
-	}
-	slices.Sort(keys)
-	return keys
-}
