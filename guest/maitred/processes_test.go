@@ -126,11 +126,23 @@ func TestLaunchProcessOnTheConsole(t *testing.T) {
 }
 
 func TestLaunchProcessLeavesRunningWhatTheCallerNoLongerAwaits(t *testing.T) {
-	client, _ := serve(t, nil)
+	client, server := serve(t, nil)
 	fifo := t.TempDir() + "/fifo"
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// The last one waits for a reader, or will make a file of its own.
+	t.Cleanup(func() {
+		server.services.Stop()
+		f, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err == nil {
+			defer f.Close()
+			err = os.Remove(fifo)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err := client.LaunchProcess(ctx, &pb.LaunchProcessRequest{Argv: script("echo alive > " + fifo), WaitForExit: true})
@@ -144,11 +156,23 @@ func TestLaunchProcessRespawns(t *testing.T) {
 	if !coretest.Isolated(t, 0) {
 		return
 	}
-	client, _ := serve(t, nil)
+	client, server := serve(t, nil)
 	fifo := t.TempDir() + "/fifo"
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// The last one waits for a reader, or will make a file of its own.
+	t.Cleanup(func() {
+		server.services.Stop()
+		f, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err == nil {
+			defer f.Close()
+			err = os.Remove(fifo)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
 	got, err := client.LaunchProcess(t.Context(), &pb.LaunchProcessRequest{Argv: script("echo again > " + fifo), Respawn: true})
 	if err != nil || got.Status != pb.ProcessStatus_LAUNCHED {
 		t.Fatalf("%v, %v", got, err)
