@@ -3,6 +3,8 @@ package vshd
 import (
 	"io"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // keepBuffer is the size up to which an emptied buffer is kept for more input.
@@ -15,8 +17,13 @@ type input struct {
 	filled chan struct{} // has a token after a change that take waits for
 	room   chan struct{} // has a token after a change that put waits for
 
+	// direct writes what the process takes at once; nil where there is no such
+	// way.
+	direct func([]byte) (int, error)
+
 	mu      sync.Mutex
 	waiting []byte
+	taken   bool // the feeder still has something to write
 	eof     bool
 	closed  bool
 }
@@ -47,6 +54,18 @@ func (q *input) put(data []byte) bool {
 		return true
 	case len(q.waiting) >= q.limit:
 		return false
+	}
+	if q.direct != nil && len(q.waiting) == 0 && !q.taken {
+		// Nothing is before it, and handing it over would cost more.
+		n, err := q.direct(data)
+		if err != nil {
+			q.closed = true
+			notify(q.filled)
+			return true
+		}
+		if data = data[n:]; len(data) == 0 {
+			return true
+		}
 	}
 	q.waiting = append(q.waiting, data...)
 	notify(q.filled)
@@ -81,6 +100,7 @@ func (q *input) take(spare []byte) ([]byte, error) {
 	for {
 		q.mu.Lock()
 		data, eof, closed := q.waiting, q.eof, q.closed
+		q.taken = len(data) > 0
 		if len(data) > 0 {
 			q.waiting = spare[:0]
 			notify(q.room)
@@ -103,6 +123,28 @@ func notify(c chan struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
+}
+
+// writeNow writes what the process's input has room for.
+func (p *process) writeNow(data []byte) (n int, err error) {
+	raw, err := p.input.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var werr error
+	err = raw.Write(func(fd uintptr) bool {
+		n, werr = writeNow(int(fd), data)
+		return true
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case werr == unix.EAGAIN:
+		return 0, nil
+	case werr != nil:
+		return 0, werr
+	}
+	return n, nil
 }
 
 // feed gives the process its input until that ends or the process stops

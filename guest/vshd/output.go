@@ -142,9 +142,8 @@ func (p *pump) read() (n int, waited time.Duration, err error) {
 // there is nothing yet.
 func readAll(fd int, buf []byte) (n int, err error) {
 	for n < len(buf) {
-		m, err := unix.Read(fd, buf[n:])
+		m, err := readNow(fd, buf[n:])
 		switch {
-		case err == unix.EINTR:
 		case err == unix.EAGAIN:
 			return n, nil
 		case err != nil:

@@ -129,7 +129,8 @@ func pause(ctx context.Context, d time.Duration) {
 
 // serve takes one stream from its first message to its last.
 func (s *Server) serve(ctx context.Context, conn net.Conn) {
-	frames, out := vshpb.NewReader(conn), vshpb.NewWriter(conn)
+	stream := newTap(conn)
+	frames, out := vshpb.NewReader(stream), vshpb.NewWriter(stream)
 	req, err := s.setup(ctx, conn, frames)
 	if err != nil {
 		if ctx.Err() == nil && !errors.Is(err, io.EOF) {
@@ -152,7 +153,10 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	}
 	log := s.log.With("user", p.user, "pid", p.pid, "pty", p.master != nil)
 	log.Info("session started")
-	sn := &session{server: s, conn: conn, frames: frames, out: out, proc: p, input: newInput(s.inputLimit)}
+	sn := &session{server: s, conn: conn, stream: stream, frames: frames, out: out, proc: p, input: newInput(s.inputLimit)}
+	if p.master == nil { // the end of a terminal's input depends on what came last
+		sn.input.direct = p.writeNow
+	}
 	code, err := sn.run(ctx)
 	if err != nil {
 		log.Info("session hung up", "err", err)

@@ -25,6 +25,7 @@ var (
 type session struct {
 	server *Server
 	conn   net.Conn
+	stream *tap // conn, as frames reads it
 	frames *vshpb.Reader
 	out    *vshpb.Writer
 	proc   *process
@@ -169,7 +170,20 @@ func (s *session) receive(ctx context.Context) error {
 		}
 		return nil
 	}
+	var batch []byte // input of several messages that came together
+	var flow flow
 	for {
+		ready := s.frames.Ready()
+		if len(batch) > 0 && (len(batch) >= batchInput || !ready) {
+			if err := put(batch); err != nil {
+				return err
+			}
+			flow.add(len(batch))
+			batch = batch[:0]
+		}
+		if !ready && s.stream.short {
+			flow.rest()
+		}
 		payload, err := s.frames.Next()
 		switch {
 		case err == io.EOF, errors.Is(err, syscall.ECONNRESET):
@@ -177,7 +191,18 @@ func (s *session) receive(ctx context.Context) error {
 		case err != nil:
 			return fmt.Errorf("read the client's messages: %w", err)
 		}
-		if stream, data, ok := vshpb.ParseData(payload); ok {
+		stream, data, ok := vshpb.ParseData(payload)
+		if ok && stream == vshpb.StdioStream_STDIN_STREAM && len(data) > 0 {
+			batch = append(batch, data...)
+			continue
+		}
+		if len(batch) > 0 {
+			if err := put(batch); err != nil {
+				return err
+			}
+			batch = batch[:0]
+		}
+		if ok {
 			err = s.data(stream, data, put)
 		} else {
 			err = s.control(payload, put)
@@ -187,6 +212,40 @@ func (s *session) receive(ctx context.Context) error {
 		}
 	}
 }
+
+// A flow of much input is better taken in large pieces: what comes packet by
+// packet would be handed on so too, and every change between the kernel, vshd
+// and the process costs an emulated guest more than the data does.
+type flow struct {
+	last  time.Time
+	bytes int
+}
+
+const (
+	flowBytes = 128 << 10              // from here on it is much
+	flowIdle  = 250 * time.Millisecond // a pause that ends a flow
+	flowRest  = 3 * time.Millisecond   // in which the next piece grows
+)
+
+func (f *flow) add(n int) {
+	now := time.Now()
+	if now.Sub(f.last) > flowIdle {
+		f.bytes = 0
+	}
+	f.last = now
+	f.bytes += n
+}
+
+// rest lets the stream fill up while it flows.
+func (f *flow) rest() {
+	if f.bytes >= flowBytes && time.Since(f.last) < flowIdle {
+		time.Sleep(flowRest)
+	}
+}
+
+// batchInput is how much input of messages that came together is handed on at
+// once, in bytes.
+const batchInput = 64 << 10
 
 // data takes input; no data is its end.
 func (s *session) data(stream vshpb.StdioStream, data []byte, put func([]byte) error) error {
