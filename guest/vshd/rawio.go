@@ -36,12 +36,10 @@ func now(call uintptr, fd int, p []byte) (int, error) {
 	}
 }
 
-// A tap is a stream without the runtime's help, which says whether the last
-// read has emptied it.
+// A tap is a stream that is read and written so.
 type tap struct {
 	net.Conn
-	raw   syscall.RawConn // nil where there is none
-	short bool
+	raw syscall.RawConn // nil where there is none
 }
 
 func newTap(c net.Conn) *tap {
@@ -67,7 +65,6 @@ func (t *tap) Read(p []byte) (n int, err error) {
 			err = io.EOF
 		}
 	}
-	t.short = n < len(p)
 	return n, err
 }
 

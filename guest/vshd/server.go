@@ -153,7 +153,7 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	}
 	log := s.log.With("user", p.user, "pid", p.pid, "pty", p.master != nil)
 	log.Info("session started")
-	sn := &session{server: s, conn: conn, stream: stream, frames: frames, out: out, proc: p, input: newInput(s.inputLimit)}
+	sn := &session{server: s, conn: conn, frames: frames, out: out, proc: p, input: newInput(s.inputLimit)}
 	if p.master == nil { // the end of a terminal's input depends on what came last
 		sn.input.direct = p.writeNow
 	}

@@ -25,7 +25,6 @@ var (
 type session struct {
 	server *Server
 	conn   net.Conn
-	stream *tap // conn, as frames reads it
 	frames *vshpb.Reader
 	out    *vshpb.Writer
 	proc   *process
@@ -171,18 +170,12 @@ func (s *session) receive(ctx context.Context) error {
 		return nil
 	}
 	var batch []byte // input of several messages that came together
-	var flow flow
 	for {
-		ready := s.frames.Ready()
-		if len(batch) > 0 && (len(batch) >= batchInput || !ready) {
+		if len(batch) > 0 && (len(batch) >= batchInput || !s.frames.Ready()) {
 			if err := put(batch); err != nil {
 				return err
 			}
-			flow.add(len(batch))
 			batch = batch[:0]
-		}
-		if !ready && s.stream.short {
-			flow.rest()
 		}
 		payload, err := s.frames.Next()
 		switch {
@@ -210,36 +203,6 @@ func (s *session) receive(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-	}
-}
-
-// A flow of much input is better taken in large pieces: what comes packet by
-// packet would be handed on so too, and every change between the kernel, vshd
-// and the process costs an emulated guest more than the data does.
-type flow struct {
-	last  time.Time
-	bytes int
-}
-
-const (
-	flowBytes = 128 << 10              // from here on it is much
-	flowIdle  = 250 * time.Millisecond // a pause that ends a flow
-	flowRest  = 3 * time.Millisecond   // in which the next piece grows
-)
-
-func (f *flow) add(n int) {
-	now := time.Now()
-	if now.Sub(f.last) > flowIdle {
-		f.bytes = 0
-	}
-	f.last = now
-	f.bytes += n
-}
-
-// rest lets the stream fill up while it flows.
-func (f *flow) rest() {
-	if f.bytes >= flowBytes && time.Since(f.last) < flowIdle {
-		time.Sleep(flowRest)
 	}
 }
 
