@@ -208,7 +208,7 @@ func (s *session) receive(ctx context.Context) error {
 
 // batchInput is how much input of messages that came together is handed on at
 // once, in bytes.
-const batchInput = 64 << 10
+const batchInput = 128 << 10
 
 // data takes input; no data is its end.
 func (s *session) data(stream vshpb.StdioStream, data []byte, put func([]byte) error) error {

@@ -42,7 +42,7 @@ type Reader struct {
 
 // NewReader returns a Reader of the frames in r. It reads ahead.
 func NewReader(r io.Reader) *Reader {
-	return &Reader{buf: bufio.NewReaderSize(r, 64<<10)}
+	return &Reader{buf: bufio.NewReaderSize(r, 128<<10)}
 }
 
 // Next waits for a message and returns its encoded form, which stays valid
