@@ -11,6 +11,9 @@ import (
 
 // handle does what an event asks for. It is called by one goroutine.
 func (s *logindSession) handle(ctx context.Context, e logindEvent) {
+	if ctx.Err() != nil {
+		return // chosen by chance over the end
+	}
 	switch e.member {
 	case "NameOwnerChanged":
 		s.unlockAll()
