@@ -79,7 +79,7 @@ func (l Limits) Receive(c *net.UnixConn) (Packet, error) {
 	case err != nil:
 	case ferr != nil:
 		err = ferr
-	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
+	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0, n > l.Bytes:
 		err = errors.New("control packet is truncated")
 	case len(files) > l.Files: // there was room for one more beside them
 		err = fmt.Errorf("%d descriptors are more than %d", len(files), l.Files)
