@@ -36,7 +36,7 @@ func guestSet(t *nftables.Table) *nftables.Set {
 
 // outwardSet holds the interfaces of guests that may go out.
 func outwardSet(t *nftables.Table) *nftables.Set {
-	return &nftables.Set{Table: t, Name: "outward", KeyType: nftables.TypeIFName}
+	return &nftables.Set{Table: t, Name: "outward", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 }
 
 // addElements fills the sets.
@@ -85,7 +85,8 @@ func layTable(c *nftables.Conn, members []member, connections uint32) error {
 	}
 	c.AddTable(t)
 	guests, outward := guestSet(t), outwardSet(t)
-	open := &nftables.Set{Table: t, Name: "connections", KeyType: nftables.TypeIFName, Dynamic: true, Size: 65535}
+	open := &nftables.Set{Table: t, Name: "connections", KeyType: nftables.TypeIFName,
+		KeyByteOrder: binaryutil.NativeEndian, Dynamic: true, Size: 65535}
 	for _, s := range []*nftables.Set{guests, outward, open} {
 		if err := c.AddSet(s, nil); err != nil {
 			return err
@@ -120,15 +121,15 @@ func chains(t *nftables.Table, guests, outward, open *nftables.Set, connections 
 		chain("guard", filter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw,
 			rule(notFromGuest, accept),
 			rule(notIPv4, drop),
-			rule(source(guests), drop),
-			rule(toItsGateway, echoRequest, accept),
+			rule(isIPv4, notFrom(guests), drop),
+			rule(isIPv4, toItsGateway, echoRequest, accept),
 			rule(notUnicast, drop),
-			rule(linkLocal, drop),
+			rule(isIPv4, linkLocal, drop),
 		),
 		// What somebody has redirected to the host all the same.
 		chain("input", filter, nftables.ChainHookInput, nftables.ChainPriorityFilter,
 			rule(notFromGuest, accept),
-			rule(toItsGateway, echoRequest, accept),
+			rule(isIPv4, toItsGateway, echoRequest, accept),
 			rule(drop),
 		),
 		// Other users of the host are no more to a guest than other guests.
@@ -142,7 +143,7 @@ func chains(t *nftables.Table, guests, outward, open *nftables.Set, connections 
 			rule(toGuest, drop),
 			rule(notFromGuest, accept),
 			rule(notIn(outward), drop),
-			rule(linkLocal, drop),
+			rule(isIPv4, linkLocal, drop),
 			rule(beginning, tooMany(open, connections), drop),
 		),
 		chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource,
@@ -173,8 +174,8 @@ func ifIn(s *nftables.Set, invert bool) []expr.Any {
 func in(s *nftables.Set) []expr.Any    { return ifIn(s, false) }
 func notIn(s *nftables.Set) []expr.Any { return ifIn(s, true) }
 
-// source matches what does not come from its interface's guest.
-func source(guests *nftables.Set) []expr.Any {
+// notFrom matches what does not come from its interface's guest.
+func notFrom(guests *nftables.Set) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg},
 		&expr.Payload{DestRegister: regAfterIf, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
@@ -217,9 +218,10 @@ var (
 	fromGuest    = meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, []byte(Prefix))
 	notFromGuest = meta(expr.MetaKeyIIFNAME, expr.CmpOpNeq, []byte(Prefix))
 	toGuest      = meta(expr.MetaKeyOIFNAME, expr.CmpOpEq, []byte(Prefix))
+	isIPv4       = meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, []byte{unix.NFPROTO_IPV4})
 	notIPv4      = meta(expr.MetaKeyNFPROTO, expr.CmpOpNeq, []byte{unix.NFPROTO_IPV4})
 
-	toItsGateway = rule(meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, []byte{unix.NFPROTO_IPV4}), fib(true, expr.CmpOpEq, unix.RTN_LOCAL))
+	toItsGateway = fib(true, expr.CmpOpEq, unix.RTN_LOCAL)
 	notUnicast   = fib(false, expr.CmpOpNeq, unix.RTN_UNICAST)
 
 	answer    = ctState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)

@@ -90,6 +90,10 @@ func TestConflicts(t *testing.T) {
 	_, dst, _ := net.ParseCIDR("100.115.200.0/22")
 	check(t, netlink.RouteAdd(&netlink.Route{LinkIndex: index(t, "other0"), Dst: dst, Table: 52}))
 
+	left := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: tap.Prefix + "vm6"}, Mode: netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR}
+	check(t, netlink.LinkAdd(left))
+	t.Cleanup(func() { netlink.LinkDel(left) })
+
 	at := func(id, gateway string) tap.Spec {
 		p := netip.MustParsePrefix(gateway)
 		return tap.Spec{ID: id, Gateway: p, Guest: p.Addr().Next()}
@@ -106,6 +110,7 @@ func TestConflicts(t *testing.T) {
 		"an address of the host":           {at("vm2", "100.115.130.1/29"), "100.115.130.5/32 by other0"},
 		"a route in another table":         {at("vm2", "100.115.201.1/29"), "100.115.200.0/22 by other0"},
 		"the name of an interface of else": {at("vm5", "100.115.131.1/29"), "make the interface aub-vm5"},
+		"a TAP that somebody has left":     {at("vm6", "100.115.131.1/29"), "make the interface aub-vm6"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, err := n.Add(t.Context(), tt.spec)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -105,6 +106,30 @@ func TestGuestIsKeptIn(t *testing.T) {
 	}
 	if v6, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + tap.Prefix + g.spec.ID + "/disable_ipv6"); err != nil || string(v6) != "1\n" {
 		t.Errorf("IPv6 is not disabled: %q, %v", v6, err)
+	}
+}
+
+// What the host does to packets for others does not help a guest either.
+func TestRedirectedByTheHost(t *testing.T) {
+	w := newWorld(t)
+	n := networks(t)
+	g := newGuest(t, n, spec(1))
+	host := w.serve(t, func(f func()) { f() })
+	check(t, exec.Command("nft", fmt.Sprintf(`table ip published {
+		chain prerouting {
+			type nat hook prerouting priority dstnat;
+			ip daddr %[1]v udp dport 80 dnat to %[2]v:%[3]d
+			ip daddr %[2]v udp dport 81 redirect to :%[4]d
+			ip daddr %[2]v udp dport 82 dnat to %[5]v:%[3]d
+		}
+	}`, hostAddr, worldAddr, w.port, host, metadata)).Run())
+	t.Cleanup(func() { exec.Command("nft", "delete table ip published").Run() })
+	for port, at := range map[uint16]netip.Addr{80: hostAddr, 81: worldAddr, 82: worldAddr} {
+		message := fmt.Sprint("to port ", port)
+		g.send(g.spec.Guest, 4000+port, netip.AddrPortFrom(at, port), message)
+		if g.asks(w, 4000, "after"); w.heard(message) {
+			t.Errorf("%s: it has arrived", message)
+		}
 	}
 }
 
@@ -265,15 +290,29 @@ func TestFlushedFirewall(t *testing.T) {
 	// Without Run the next change notices.
 	cancel()
 	wg.Wait()
+	other := newGuest(t, n, spec(2))
 	c, err := nftables.New()
 	check(t, err)
 	c.FlushRuleset()
 	check(t, c.Flush())
-	f, err := n.Add(t.Context(), spec(2))
+	// Somebody else has the kernel remember connections.
+	check(t, exec.Command("nft", "table inet other { chain forward { type filter hook forward priority filter; ct state established accept; }; }").Run())
+	t.Cleanup(func() { exec.Command("nft", "delete table inet other").Run() })
+	g.send(g.spec.Guest, 5000, netip.AddrPortFrom(other.spec.Guest, 5000), "while nobody looked")
+	other.next(protoUDP, g.spec.Guest)
+	other.send(other.spec.Guest, 5000, netip.AddrPortFrom(g.spec.Guest, 5000), "an answer")
+	g.next(protoUDP, other.spec.Guest)
+	f, err := n.Add(t.Context(), spec(3))
 	check(t, err)
 	defer f.Close()
-	if r := ruleset(t); !strings.Contains(r, "aub-vm1") || !strings.Contains(r, "aub-vm2") {
+	if r := ruleset(t); !strings.Contains(r, "aub-vm1") || !strings.Contains(r, "aub-vm3") {
 		t.Errorf("the rules are not there: %s", r)
+	}
+	// What was begun meanwhile does not go on.
+	g.send(g.spec.Guest, 5000, netip.AddrPortFrom(other.spec.Guest, 5000), "and now")
+	g.asks(w, 4000, "after")
+	if _, before := other.asks(w, 4000, "after"); len(before) > 0 {
+		t.Errorf("the other guest got %x", before)
 	}
 }
 
