@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os/user"
@@ -48,7 +49,11 @@ func runUnit(peer string, p *programs) error {
 	}
 	cfg.Driver, cfg.Backend, cfg.Log = p.qemu, p.backend, log
 	// What starts from here on does not speak for the unit.
-	if _, err := sddaemon.SdNotify(true, sddaemon.SdNotifyReady); err != nil {
+	told, err := sddaemon.SdNotify(true, sddaemon.SdNotifyReady)
+	if err == nil && !told {
+		err = errors.New("NOTIFY_SOCKET is not set: this is started by the service manager only")
+	}
+	if err != nil {
 		return fmt.Errorf("tell the service manager: %w", err)
 	}
 	return supervise(cfg)
