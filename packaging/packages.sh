@@ -93,8 +93,11 @@ contents() {
 pack() {
 	local package=$1 kind=$2 recipe=$work/$1.$2.yaml
 	stage "$package" "$kind"
+	# Debian's description begins with the summary, which rpm has by itself.
+	local describe=
+	[ "$kind" = deb ] || describe='/^description:/{n;d}; s/^  \.$//'
 	{
-		sed -e "s#@VERSION@#$VERSION#" -e "s#@MAINTAINER@#$maintainer#" \
+		sed -e "$describe" -e "s#@VERSION@#$VERSION#" -e "s#@MAINTAINER@#$maintainer#" \
 			-e "s#@SCRIPTS@#$PWD/packaging#" "packaging/nfpm/$package.yaml.in"
 		echo 'disable_globbing: true'
 		contents "$work/$package.$kind"

@@ -74,7 +74,7 @@ func pageDate() (time.Time, error) {
 var optionsLine = regexp.MustCompile(`(?m)^@OPTIONS (\S+)@$`)
 
 func render(name string, date time.Time, text []byte, help func(program string) (string, error)) ([]byte, error) {
-	title, section, ok := strings.Cut(name, ".")
+	title, section, ok := cutLast(name)
 	if !ok {
 		return nil, fmt.Errorf("%q names no section", name)
 	}
@@ -126,4 +126,13 @@ func options(help string) (string, error) {
 // escape keeps the words of a program from being read as Markdown.
 func escape(s string) string {
 	return strings.NewReplacer(`\`, `\\`, "*", `\*`, "_", `\_`, "<", `\<`, "[", `\[`, "`", "\\`").Replace(s)
+}
+
+// cutLast parts PAGE.SECTION, where the page may have dots of its own.
+func cutLast(name string) (title, section string, ok bool) {
+	i := strings.LastIndexByte(name, '.')
+	if i < 1 || i == len(name)-1 {
+		return "", "", false
+	}
+	return name[:i], name[i+1:], true
 }
