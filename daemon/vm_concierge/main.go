@@ -51,6 +51,10 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
+	bus := dbus.Options{Bus: o.Bus, Log: log, BroadcastSignals: o.Broadcast}
+	if err := o.rights(&bus); err != nil {
+		return err
+	}
 	events := &events{log: log, ready: make(chan struct{}), over: make(chan struct{})}
 	cfg.Events = events
 	service, err := concierge.New(ctx, cfg)
@@ -59,10 +63,11 @@ func run(ctx context.Context, o *options) error {
 	}
 	defer service.Close()
 	defer close(events.over) // or Close would wait for a bus, once for each signal
+	bus.UserExists = func(uid uint32) bool { return policy.UserExists(uid) || service.Keeps(uid) }
 	server, err := dbus.New(
 		[]dbus.Service{dbus.ConciergeService(service)},
 		[]dbus.OwnInterface{dbus.Concierge1Interface(own{service})},
-		dbus.Options{Bus: o.Bus, Log: log, BroadcastSignals: o.Broadcast})
+		bus)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/auberge-vm/auberge/concierge"
 	"github.com/auberge-vm/auberge/concierge/host"
 	"github.com/auberge-vm/auberge/daemon/setup"
+	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
 	"github.com/auberge-vm/auberge/vsock"
@@ -31,6 +32,8 @@ type options struct {
 	localtime  string
 	resolver   string
 	vulnerable bool
+	polkit     string
+	daemons    []string
 	space      time.Duration
 }
 
@@ -44,6 +47,8 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
 	f.StringVar(&o.localtime, "localtime", "", "the link that names the guests' time zone (default /etc/localtime)")
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
+	f.StringVar(&o.polkit, "polkit", "off", "required: polkit decides who may use VMs and who may manage other people's, and nobody is let in when it cannot be asked; off: every user may use VMs, and root alone manages other people's")
+	f.StringSliceVar(&o.daemons, "daemon-users", nil, "users of Auberge's other daemons, which hear of everybody's VMs")
 	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
 	f.BoolVar(&o.vulnerable, "allow-vulnerable-cpu", false, "run guests on processors with known flaws that the kernel does nothing about")
 }
@@ -87,6 +92,25 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 		return cfg, err
 	}
 	return cfg, nil
+}
+
+// rights makes what the bus has to know about who may do what.
+func (o *options) rights(b *dbus.Options) error {
+	switch o.polkit {
+	case "required":
+		b.Polkit = true
+	case "off":
+	default:
+		return fmt.Errorf("--polkit %q: must be required or off", o.polkit)
+	}
+	for _, name := range o.daemons {
+		cred, err := setup.LookupUser(name)
+		if err != nil {
+			return fmt.Errorf("--daemon-users: %w", err)
+		}
+		b.DaemonUIDs = append(b.DaemonUIDs, cred.UID)
+	}
+	return nil
 }
 
 // launcher decides how VMs are started, and as whom: never as root and never
