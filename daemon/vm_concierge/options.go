@@ -32,6 +32,12 @@ type options struct {
 	resolver   string
 	vulnerable bool
 	space      time.Duration
+	metrics    string
+	maxVMs     limitFlag
+	maxMemory  bytesFlag
+	maxDisk    bytesFlag
+	maxLogs    bytesFlag
+	quotas     []string
 }
 
 func (o *options) addFlags(f *pflag.FlagSet) {
@@ -45,6 +51,8 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.localtime, "localtime", "", "the link that names the guests' time zone (default /etc/localtime)")
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
 	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
+	f.StringVar(&o.metrics, "metrics", "", "serve metrics for Prometheus on this Unix socket")
+	o.addQuotaFlags(f)
 	f.BoolVar(&o.vulnerable, "allow-vulnerable-cpu", false, "run guests on processors with known flaws that the kernel does nothing about")
 }
 
@@ -65,6 +73,10 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	if o.space < 0 {
 		return cfg, fmt.Errorf("--space-interval %v: must be positive", o.space)
 	}
+	if cfg.Quota, err = o.quota(); err != nil {
+		return cfg, err
+	}
+	cfg.Quota.Check(log)
 	if !cfg.Network.Valid() {
 		return cfg, fmt.Errorf("--network %q: must be none, restricted or user", o.network)
 	}
