@@ -228,13 +228,13 @@ func (s *Service) size(v *vm, req *pb.StartVmRequest, p *plan) error {
 	if err != nil {
 		return err
 	}
-	total, available := hostMemory()
+	total, _ := hostMemory()
 	memory := min(total>>20/4, defaultMemoryMiB)
 	if set.MemoryMiB != nil {
 		memory = *set.MemoryMiB
 	}
-	if memory > available>>20 {
-		return fmt.Errorf("the VM needs %d MiB of memory and the host has %d MiB to give; stop another VM or set less with ConfigureVm", memory, available>>20)
+	if err := s.reserveMemory(v, memory<<20); err != nil {
+		return err
 	}
 	p.spec.MemoryMiB = int64(memory)
 

@@ -75,6 +75,8 @@ type Config struct {
 	// AllowVulnerableCPU lets guests run on processors with flaws that the
 	// host does nothing about.
 	AllowVulnerableCPU bool
+	// Quota is what users may have; nil limits nothing.
+	Quota *Quota
 	// VMGroup is the group in which this process meets the VMs' user; it gets
 	// the VMs' directories. Negative where VMs run as this process's own user.
 	VMGroup int
@@ -109,6 +111,8 @@ type Service struct {
 
 	operations operations
 	journal    journal
+	// pledges are in the order in which they were made, under mu.
+	pledges []*diskPledge
 	// hostChanges counts them, under mu.
 	hostChanges hostChanges
 

@@ -30,8 +30,9 @@ func (s *Service) StartVm(ctx context.Context, sub policy.Subject, req *pb.Start
 	if err := policy.CheckName(req.Name); err != nil {
 		return nil, err
 	}
+	limit := s.cfg.Quota.For(sub.Owner.UID).VMs
 	for {
-		v, mine, err := s.enter(sub, req)
+		v, mine, err := s.enter(sub, req, limit)
 		if err != nil {
 			return nil, err
 		}
@@ -78,7 +79,7 @@ func mountResult(r guestlink.MountResult) pb.StartVmResponse_MountResult {
 
 // enter finds the VM in the table or makes an entry for it, in one step, so
 // that two starts at once make one VM.
-func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine bool, err error) {
+func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest, limit uint64) (v *vm, mine bool, err error) {
 	k := keyOf(sub.Owner, req.Name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -90,6 +91,9 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine
 	}
 	if s.hostDown {
 		return nil, false, fmt.Errorf("%w: VM %q can be started when it is up again, or when the shutdown is called off", ErrHostShutdown, req.Name)
+	}
+	if err := s.vmQuota(k.uid, limit); err != nil {
+		return nil, false, err
 	}
 	net, err := s.nets.take()
 	if err != nil {
@@ -133,6 +137,7 @@ func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files
 	op := s.beginOperation(opStart, v.owner, v.key.name, nil)
 	start := func(ctx context.Context) error {
 		defer v.abort(nil)
+		defer s.settleMemory(v)
 		defer closeFiles(own)
 		if err != nil {
 			return err

@@ -34,6 +34,10 @@ type vm struct {
 
 	// disks are the images that the VM has open; under the table's lock.
 	disks []diskUse
+	// reserved is memory in bytes that counts as the VM's, pledged that the
+	// host does not show it yet; both under the table's lock.
+	reserved uint64
+	pledged  bool
 
 	// starting is the context of a start in progress, which abort ends.
 	starting context.Context

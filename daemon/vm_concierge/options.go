@@ -44,6 +44,12 @@ type options struct {
 	polkit     string
 	daemons    []string
 	space      time.Duration
+	metrics    string
+	maxVMs     limitFlag
+	maxMemory  bytesFlag
+	maxDisk    bytesFlag
+	maxLogs    bytesFlag
+	quotas     []string
 }
 
 func (o *options) addFlags(f *pflag.FlagSet) {
@@ -59,9 +65,11 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
 	f.StringVar(&o.passwd, "passwd", "", "the file of the machine's accounts: VMs of an account that is removed are stopped (default /etc/passwd, and what else the name service knows)")
 	f.StringVar(&o.logout, "logout", string(concierge.LogoutKeep), "what becomes of a user's VMs when the user's last session ends: keep, stop or suspend")
-	f.StringVar(&o.polkit, "polkit", "off", "required: polkit decides who may use VMs and who may manage other people's, and nobody is let in when it cannot be asked; off: every user may use VMs, and root alone manages other people's")
+	f.StringVar(&o.polkit, "polkit", "", "required: polkit decides who may use VMs and who may manage other people's, and nobody is let in when it cannot be asked; off: every user may use VMs, and root alone manages other people's (default required on the system bus, off on others)")
 	f.StringSliceVar(&o.daemons, "daemon-users", nil, "users of Auberge's other daemons, which hear of everybody's VMs")
 	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
+	f.StringVar(&o.metrics, "metrics", "", "serve metrics for Prometheus on this Unix socket")
+	o.addQuotaFlags(f)
 	f.BoolVar(&o.vulnerable, "allow-vulnerable-cpu", false, "run guests on processors with known flaws that the kernel does nothing about")
 }
 
@@ -86,6 +94,10 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	if !cfg.Logout.Valid() {
 		return cfg, fmt.Errorf("--logout %q: must be keep, stop or suspend", o.logout)
 	}
+	if cfg.Quota, err = o.quota(); err != nil {
+		return cfg, err
+	}
+	cfg.Quota.Check(log)
 	if !cfg.Network.Valid() {
 		return cfg, fmt.Errorf("--network %q: must be none, restricted or user", o.network)
 	}
@@ -113,6 +125,8 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 // rights makes what the bus has to know about who may do what.
 func (o *options) rights(b *dbus.Options) error {
 	switch o.polkit {
+	case "":
+		b.Polkit = o.Bus == "system"
 	case "required":
 		b.Polkit = true
 	case "off":
