@@ -72,7 +72,16 @@ func (s *standIn) change(t *testing.T, decide func(question) (yes, challenge boo
 	}
 }
 
-// asked counts the questions so far.
+// hold keeps the answers about an action until the result is closed.
+func (s *standIn) hold(action string) chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := make(chan struct{})
+	s.held = map[string]chan struct{}{action: c}
+	return c
+}
+
+// asked returns the questions so far.
 func (s *standIn) asked() (list []question) {
 	for {
 		select {
@@ -225,14 +234,14 @@ func TestOneQuestionForABurst(t *testing.T) {
 	bus := dbustest.Lax(t)
 	c := bus.ConnectAs(t, dbustest.Daemon)
 	p := newStandIn(t, bus, users(map[string][]string{nameOf(c): {policy.ActionUse}}))
-	p.held = map[string]chan struct{}{policy.ActionUse: make(chan struct{})}
+	goOn := p.hold(policy.ActionUse)
 	serve(t, bus, &handler{getVmInfo: echo}, Options{Polkit: true})
 	var calls []*dbus.Call
 	for range 50 {
 		calls = append(calls, goInfo(c, "vm"))
 	}
 	first := <-p.questions
-	close(p.held[policy.ActionUse])
+	close(goOn)
 	for _, call := range calls {
 		if <-call.Done; call.Err != nil {
 			t.Fatal(call.Err)
@@ -248,7 +257,7 @@ func TestASlowPolkitDelaysNobodyElse(t *testing.T) {
 	bus := dbustest.Lax(t)
 	quick, slow := bus.ConnectAs(t, dbustest.Daemon), bus.ConnectAs(t, dbustest.Bin)
 	p := newStandIn(t, bus, users(map[string][]string{nameOf(quick): {policy.ActionUse}, nameOf(slow): {policy.ActionManageOthers}}))
-	p.held = map[string]chan struct{}{policy.ActionManageOthers: make(chan struct{})}
+	goOn := p.hold(policy.ActionManageOthers)
 	serve(t, bus, &handler{getVmInfo: echo}, Options{Polkit: true})
 	done := make(chan string, 1)
 	go func() { done <- info(t, slow, "1") }()
@@ -265,7 +274,7 @@ func TestASlowPolkitDelaysNobodyElse(t *testing.T) {
 		t.Fatal("the slow one was answered:", got)
 	default:
 	}
-	close(p.held[policy.ActionManageOthers])
+	close(goOn)
 	if got := <-done; got != "success" {
 		t.Error(got)
 	}
@@ -293,7 +302,6 @@ func goInteractive(t *testing.T, c *dbus.Conn, owner string) *dbus.Call {
 func TestDialogs(t *testing.T) {
 	bus := dbustest.Lax(t)
 	c, leaver := bus.ConnectAs(t, dbustest.Daemon), bus.ConnectAs(t, dbustest.Daemon)
-	hold := make(chan struct{})
 	p := newStandIn(t, bus, func(q question) (bool, bool) { return q.flags == polkitInteraction, true })
 	serve(t, bus, &handler{getVmInfo: echo}, Options{Polkit: true})
 
@@ -325,9 +333,7 @@ func TestDialogs(t *testing.T) {
 	}
 
 	// A dialog is closed when the caller has gone.
-	p.mu.Lock()
-	p.held = map[string]chan struct{}{policy.ActionManageOthers: hold}
-	p.mu.Unlock()
+	hold := p.hold(policy.ActionManageOthers)
 	p.asked()
 	goInteractive(t, leaver, "2")
 	q := <-p.questions
