@@ -79,22 +79,7 @@ const fanOut = 128
 // eachAwake calls f for every VM that the subject may see and whose guest can
 // answer, side by side, and waits for all.
 func (s *Service) eachAwake(sub policy.Subject, f func(*vm)) {
-	var wg sync.WaitGroup
-	free := make(chan struct{}, fanOut)
-	for _, v := range s.visible(sub, "") {
-		v.mu.Lock()
-		ok := v.status == pb.VmStatus_VM_STATUS_RUNNING && !v.asked && !v.suspended
-		v.mu.Unlock()
-		if !ok {
-			continue
-		}
-		free <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-free }()
-			f(v)
-		})
-	}
-	wg.Wait()
+	s.together(s.pick(sub, func(v *vm) bool { return !v.suspended }), f)
 }
 
 // everyone is the subject of what the service does by itself.
