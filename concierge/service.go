@@ -81,8 +81,11 @@ type Config struct {
 
 	Launcher *vmm.Launcher
 	Opener   Opener
-	Events   Events
-	Log      *slog.Logger
+	// DialGuest opens streams to guests with kernel vsock; nil where this
+	// process itself may use reserved source ports.
+	DialGuest func(ctx context.Context, guest vsock.Addr) (*vsock.Conn, error)
+	Events    Events
+	Log       *slog.Logger
 }
 
 // DefaultPool is where VMs get their networks unless configured otherwise; it
