@@ -1,8 +1,10 @@
 package concierge
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -14,19 +16,16 @@ import (
 // cidTries is how many CIDs in turn may be other programs' guests'.
 const cidTries = 64
 
-// reserveCID is vsock.ReserveCID, but in tests, whose hosts have no vhost-vsock.
-var reserveCID = vsock.ReserveCID
-
 // planVsock decides how streams get to the guest. With kernel vsock all guests
 // of the host share one space of CIDs, those of other programs too: the CID is
 // taken before anything is announced, by the device that the VM will get.
-func (s *Service) planVsock(v *vm, p *plan) error {
+func (s *Service) planVsock(ctx context.Context, v *vm, p *plan) error {
 	if s.cfg.Vsock == vsock.ModeUser {
 		p.spec.Vsock = vmm.Vsock{Mode: vsock.ModeUser, CID: v.cid, Ports: vsock.HostPorts[:]}
 		return nil
 	}
 	for range cidTries {
-		f, err := reserveCID(v.cid)
+		f, err := s.reserveCID(ctx, vsock.Addr{VM: v.id, CID: v.cid})
 		if err == nil {
 			device := p.add(f)
 			p.spec.Vsock = vmm.Vsock{Mode: vsock.ModeKernel, CID: v.cid, Device: &device}
@@ -43,6 +42,13 @@ func (s *Service) planVsock(v *vm, p *plan) error {
 		s.mu.Unlock()
 	}
 	return fmt.Errorf("kernel vsock: %d CIDs in turn are in use by VMs of other programs", cidTries)
+}
+
+func (s *Service) reserveCID(ctx context.Context, guest vsock.Addr) (*os.File, error) {
+	if s.cfg.ReserveCID != nil {
+		return s.cfg.ReserveCID(ctx, guest)
+	}
+	return vsock.ReserveCID(guest.CID)
 }
 
 // takeCID returns the next CID; the caller holds the table's lock. None is used

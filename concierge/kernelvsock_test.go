@@ -20,12 +20,10 @@ import (
 var discardLog = slog.New(slog.DiscardHandler)
 
 // fakeDevice stands for /dev/vhost-vsock, which hosts of tests have not got.
-func fakeDevice(t *testing.T, reserve func(cid uint32) error) {
-	real := reserveCID
-	t.Cleanup(func() { reserveCID = real })
-	reserveCID = func(cid uint32) (*os.File, error) {
-		if err := reserve(cid); err != nil {
-			return nil, fmt.Errorf("take the CID %d: %w", cid, err)
+func fakeDevice(s *Service, reserve func(cid uint32) error) {
+	s.cfg.ReserveCID = func(_ context.Context, a vsock.Addr) (*os.File, error) {
+		if err := reserve(a.CID); err != nil {
+			return nil, fmt.Errorf("take the CID %d: %w", a.CID, err)
 		}
 		return os.Open("/dev/null")
 	}
@@ -39,16 +37,16 @@ func kernelService(t *testing.T) *Service {
 // A CID that another program's VM has is passed over.
 func TestCIDOfAnotherProgram(t *testing.T) {
 	taken := map[uint32]bool{33: true, 40: true, 41: true}
-	fakeDevice(t, func(cid uint32) error {
+	s := kernelService(t)
+	fakeDevice(s, func(cid uint32) error {
 		if taken[cid] {
 			return syscall.EADDRINUSE
 		}
 		return nil
 	})
-	s := kernelService(t)
 	for _, test := range []struct{ has, want uint32 }{{32, 32}, {33, 42}, {34, 34}} {
 		v, p := &vm{cid: test.has, log: discardLog}, &plan{}
-		if err := s.planVsock(v, p); err != nil {
+		if err := s.planVsock(t.Context(), v, p); err != nil {
 			t.Fatal(err)
 		}
 		got := p.spec.Vsock
@@ -67,9 +65,10 @@ func TestCIDOfAnotherProgram(t *testing.T) {
 func TestNoCID(t *testing.T) {
 	for err, want := range map[error]string{syscall.EADDRINUSE: "64 CIDs in turn", syscall.EACCES: "permission denied"} {
 		tries := 0
-		fakeDevice(t, func(uint32) error { tries++; return err })
+		s := kernelService(t)
+		fakeDevice(s, func(uint32) error { tries++; return err })
 		v, p := &vm{cid: 32, log: discardLog}, &plan{}
-		if err := kernelService(t).planVsock(v, p); err == nil || !strings.Contains(err.Error(), want) {
+		if err := s.planVsock(t.Context(), v, p); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v", err)
 		}
 		if tries != 1 && tries != cidTries {

@@ -101,7 +101,7 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	if req.VmType == pb.VmInfo_BRUSCHETTA || req.VmType == pb.VmInfo_BAGUETTE {
 		p.token, p.user = uuid.NewString(), req.VmUsername
 	}
-	if err := s.planVsock(v, p); err != nil {
+	if err := s.planVsock(ctx, v, p); err != nil {
 		return nil, err
 	}
 	p.timeout = patience(req.Timeout, p.spec.Accel)

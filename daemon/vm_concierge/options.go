@@ -93,7 +93,7 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	}
 	if o.helper != "" {
 		c := &helper.Client{Path: o.helper}
-		cfg.Opener, cfg.DialGuest = c, c.Dial
+		cfg.Opener, cfg.DialGuest, cfg.ReserveCID = c, c.Dial, c.ReserveCID
 	}
 	if err := o.launcher(&cfg, log); err != nil {
 		return cfg, err
