@@ -80,7 +80,7 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	if err := s.size(v, req, p); err != nil {
 		return nil, err
 	}
-	p.spec.ID = v.id
+	p.spec.ID, p.spec.Name, p.spec.Owner = v.id, v.key.name, v.owner.Word
 	p.spec.OEMStrings = req.OemStrings
 	o := opening{service: s, caller: opensAs(sub), owner: sub.Owner, name: req.Name}
 	if err := s.agentAllowed(v.key, req, fds); err != nil {
