@@ -13,6 +13,9 @@ var (
 type (
 	OpenArgs = openArgs
 	DialArgs = dialArgs
+
+	TapAddArgs    = tapAddArgs
+	TapRemoveArgs = tapRemoveArgs
 )
 
 const (
