@@ -80,6 +80,8 @@ type Config struct {
 	VMGroup int
 
 	Launcher *vmm.Launcher
+	// Networks makes TAP networks; nil where there are none.
+	Networks Networks
 	Opener   Opener
 	Events   Events
 	Log      *slog.Logger
