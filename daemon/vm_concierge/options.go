@@ -62,7 +62,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.vmUser, "vm-user", "auberge-vm", "the user under which VMs run, when this service may switch users")
 	f.StringVar(&o.helper, "helper", "", "the `SOCKET` of auberge-helper, which then opens callers' files and dials guests (default: this service does it itself)")
 	f.BoolVar(&o.units, "vm-units", false, "run VMs as units of systemd, auberge-vm@ID.service: their programs, user and limits are what the unit says")
-	f.StringVar(&o.network, "network", "user", "what VMs reach unless their owner chose otherwise: none, restricted or user")
+	f.StringVar(&o.network, "network", "user", "what VMs reach unless their owner chose otherwise: none, restricted, user or tap, which needs --helper")
 	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
 	f.StringVar(&o.localtime, "localtime", "", "the link that names the guests' time zone (default /etc/localtime)")
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
@@ -102,7 +102,7 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	}
 	cfg.Quota.Check(log)
 	if !cfg.Network.Valid() {
-		return cfg, fmt.Errorf("--network %q: must be none, restricted or user", o.network)
+		return cfg, fmt.Errorf("--network %q: must be none, restricted, user or tap", o.network)
 	}
 	switch o.Accel {
 	case "auto":
