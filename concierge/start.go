@@ -88,6 +88,9 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine
 	if v := s.vms[k]; v != nil {
 		return v, false, nil
 	}
+	if s.hostDown {
+		return nil, false, fmt.Errorf("%w: VM %q can be started when it is up again, or when the shutdown is called off", ErrHostShutdown, req.Name)
+	}
 	net, err := s.nets.take()
 	if err != nil {
 		return nil, false, err

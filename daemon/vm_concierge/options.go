@@ -38,7 +38,11 @@ type options struct {
 	pool       string
 	localtime  string
 	resolver   string
+	passwd     string
+	logout     string
 	vulnerable bool
+	polkit     string
+	daemons    []string
 	space      time.Duration
 }
 
@@ -53,6 +57,10 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
 	f.StringVar(&o.localtime, "localtime", "", "the link that names the guests' time zone (default /etc/localtime)")
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
+	f.StringVar(&o.passwd, "passwd", "", "the file of the machine's accounts: VMs of an account that is removed are stopped (default /etc/passwd, and what else the name service knows)")
+	f.StringVar(&o.logout, "logout", string(concierge.LogoutKeep), "what becomes of a user's VMs when the user's last session ends: keep, stop or suspend")
+	f.StringVar(&o.polkit, "polkit", "off", "required: polkit decides who may use VMs and who may manage other people's, and nobody is let in when it cannot be asked; off: every user may use VMs, and root alone manages other people's")
+	f.StringSliceVar(&o.daemons, "daemon-users", nil, "users of Auberge's other daemons, which hear of everybody's VMs")
 	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
 	f.BoolVar(&o.vulnerable, "allow-vulnerable-cpu", false, "run guests on processors with known flaws that the kernel does nothing about")
 }
@@ -63,9 +71,10 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 		StateDir: o.StateDir, RuntimeDir: o.RuntimeDir, ImageDir: o.ImageDir,
 		Network: concierge.NetworkMode(o.network), VMGroup: -1,
 		Opener: &policy.Opener{}, Log: log,
-		Host:               host.Host{Localtime: o.localtime, Resolver: o.resolver},
+		Host:               host.Host{Localtime: o.localtime, Resolver: o.resolver, Passwd: o.passwd},
 		AllowVulnerableCPU: o.vulnerable,
 		SpaceInterval:      o.space,
+		Logout:             concierge.LogoutPolicy(o.logout),
 	}
 	var err error
 	if cfg.Pool, err = netip.ParsePrefix(o.pool); err != nil {
@@ -73,6 +82,9 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	}
 	if o.space < 0 {
 		return cfg, fmt.Errorf("--space-interval %v: must be positive", o.space)
+	}
+	if !cfg.Logout.Valid() {
+		return cfg, fmt.Errorf("--logout %q: must be keep, stop or suspend", o.logout)
 	}
 	if !cfg.Network.Valid() {
 		return cfg, fmt.Errorf("--network %q: must be none, restricted or user", o.network)
@@ -96,6 +108,25 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 		return cfg, err
 	}
 	return cfg, nil
+}
+
+// rights makes what the bus has to know about who may do what.
+func (o *options) rights(b *dbus.Options) error {
+	switch o.polkit {
+	case "required":
+		b.Polkit = true
+	case "off":
+	default:
+		return fmt.Errorf("--polkit %q: must be required or off", o.polkit)
+	}
+	for _, name := range o.daemons {
+		cred, err := setup.LookupUser(name)
+		if err != nil {
+			return fmt.Errorf("--daemon-users: %w", err)
+		}
+		b.DaemonUIDs = append(b.DaemonUIDs, cred.UID)
+	}
+	return nil
 }
 
 // launcher decides how VMs are started, and as whom: never as root and never
