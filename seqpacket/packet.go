@@ -40,7 +40,7 @@ func (l Limits) Send(c *net.UnixConn, data []byte, files []*os.File) error {
 		fds := make([]int, len(files))
 		for i, f := range files {
 			var err error
-			if fds[i], err = rawFD(f); err != nil {
+			if fds[i], err = RawFD(f); err != nil {
 				return err
 			}
 		}
@@ -51,9 +51,9 @@ func (l Limits) Send(c *net.UnixConn, data []byte, files []*os.File) error {
 	return err
 }
 
-// rawFD returns the descriptor without changing its mode, which File.Fd would:
+// RawFD returns the descriptor without changing its mode, which File.Fd would:
 // a listening socket shares it with whoever accepts on it.
-func rawFD(f *os.File) (int, error) {
+func RawFD(f *os.File) (int, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return -1, err

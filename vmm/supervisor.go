@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/auberge-vm/auberge/seqpacket"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
@@ -359,7 +360,7 @@ func (s *Supervisor) startRequested(req *request, files []*os.File) error {
 // duplicate returns a descriptor of its own for an open file, which no process
 // inherits.
 func duplicate(f *os.File) (*os.File, error) {
-	fd, err := rawFD(f)
+	fd, err := seqpacket.RawFD(f)
 	if err != nil {
 		return nil, err
 	}
@@ -385,7 +386,7 @@ func (s *Supervisor) probe(files []*os.File) (string, error) {
 		return "", err
 	}
 	defer s.finish(Exit{Reason: ExitStopped, Message: "the probe is over"})
-	fd, err := rawFD(files[0])
+	fd, err := seqpacket.RawFD(files[0])
 	if err != nil {
 		return "", err
 	}
