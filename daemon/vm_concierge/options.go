@@ -21,12 +21,19 @@ import (
 	"github.com/auberge-vm/auberge/vsock"
 )
 
+// Where the VMs' units are, and their directories: the unit's RuntimeDirectory.
+const (
+	vmTemplate = "auberge-vm@.service"
+	vmUnitsDir = "/run/auberge-vm"
+)
+
 type options struct {
 	setup.Options
 	supervisor string
 	qemu       string
 	backend    string
 	vmUser     string
+	units      bool
 	network    string
 	pool       string
 	localtime  string
@@ -45,6 +52,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.qemu, "qemu", "qemu-system-x86_64", "the QEMU program")
 	f.StringVar(&o.backend, "vsock-backend", "vhost-device-vsock", "the program that serves vsock in user mode")
 	f.StringVar(&o.vmUser, "vm-user", "auberge-vm", "the user under which VMs run, when this service may switch users")
+	f.BoolVar(&o.units, "vm-units", false, "run VMs as units of systemd, auberge-vm@ID.service: their programs, user and limits are what the unit says")
 	f.StringVar(&o.network, "network", "user", "what VMs reach unless their owner chose otherwise: none, restricted or user")
 	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
 	f.StringVar(&o.localtime, "localtime", "", "the link that names the guests' time zone (default /etc/localtime)")
@@ -124,6 +132,11 @@ func (o *options) rights(b *dbus.Options) error {
 // launcher decides how VMs are started, and as whom: never as root and never
 // with a capability.
 func (o *options) launcher(cfg *concierge.Config, log *slog.Logger) error {
+	if o.units {
+		cfg.Launcher = &vmm.Launcher{Units: &vmm.Units{
+			Manager: &dbus.Systemd{Bus: o.Bus}, Template: vmTemplate, Dir: vmUnitsDir}}
+		return nil
+	}
 	program, err := o.supervisorPath()
 	if err != nil {
 		return err
