@@ -44,6 +44,8 @@ type plan struct {
 	mounts  []guestlink.Mount
 	termina *guestlink.Termina
 	disk    ownDisk
+	// image is the key of the installed image of which the VM has files.
+	image string
 	// sparse: the stateful disk can grow on the host.
 	sparse bool
 	// token and user are for a guest without containers.
@@ -293,7 +295,11 @@ func (s *Service) accelerator(ctx context.Context) (vmm.Accel, error) {
 	if known := s.knownAccel(); known != nil {
 		return known.Accel, nil
 	}
+	// The VMs' user has to be able to open it by its name.
 	img, err := loadImage(s.cfg.ImageDir)
+	if err != nil {
+		img, err = s.installedImage()
+	}
 	if err != nil {
 		return "", err
 	}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/concierge/host"
+	"github.com/auberge-vm/auberge/concierge/images"
 	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
@@ -55,8 +56,11 @@ type Config struct {
 	StateDir string
 	// RuntimeDir holds a directory per running VM; it does not.
 	RuntimeDir string
-	// ImageDir is the installed guest image.
+	// ImageDir is the packaged guest image.
 	ImageDir string
+	// UpdateImage takes it into use by itself, when it is another one than
+	// before.
+	UpdateImage bool
 	// Accel forces an accelerator; empty means that a probe chooses.
 	Accel vmm.Accel
 	// Vsock is the transport of new VMs.
@@ -131,6 +135,7 @@ type Service struct {
 	probeTurn   chan struct{}
 	kernelPorts *kernelPorts
 	logs        *vmlog.Store
+	images      *images.Store
 	logPipes    *logPipes
 	running     sync.WaitGroup
 	// quit ends every goroutine of the service; VMs stay.
@@ -170,6 +175,10 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		stop()
 		return nil, err
 	}
+	if s.images, err = images.Open(filepath.Join(cfg.StateDir, "images"), cfg.ImageDir, cfg.Log); err != nil {
+		stop()
+		return nil, err
+	}
 	if cfg.Vsock == vsock.ModeKernel {
 		if s.kernelPorts, err = listenKernelPorts(); err != nil {
 			stop()
@@ -182,6 +191,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		}
 	}
 	s.adoptAll(ctx)
+	s.running.Go(s.updateImage)
 	if w, err := cfg.Host.Watch(s.log); err == nil {
 		s.running.Go(func() { s.watchHost(w) })
 	} else {

@@ -162,7 +162,7 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err 
 		return err
 	}
 	v.mu.Lock()
-	v.memory, v.cpus, v.disk, v.sparse, v.token = p.spec.MemoryMiB<<20, p.spec.CPUs, p.disk, p.sparse, p.token
+	v.memory, v.cpus, v.disk, v.sparse, v.token, v.image = p.spec.MemoryMiB<<20, p.spec.CPUs, p.disk, p.sparse, p.token, p.image
 	v.mu.Unlock()
 	s.changed(v)
 	if err := s.makeDir(v); err != nil {

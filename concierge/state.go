@@ -103,6 +103,9 @@ func (v *vm) describe() map[string]any {
 	if !v.since.IsZero() {
 		d["started"] = uint64(v.since.UnixMicro())
 	}
+	if v.image != "" {
+		d["image"] = v.image
+	}
 	if v.startErr != nil {
 		d["reason"] = v.startErr.Error()
 	}

@@ -82,6 +82,7 @@ type vm struct {
 	// token is what the agents of a guest without containers are known by.
 	token string
 	disk  ownDisk
+	image string // the key of the installed image of which it has files
 	// sparse says that the guest should know how much space the host has;
 	// space is what it was told last.
 	sparse, spaceTold bool
@@ -387,6 +388,7 @@ type record struct {
 	Token  string      `json:"token,omitempty"`
 	Disk   ownDisk     `json:"disk,omitzero"`
 	Sparse bool        `json:"sparse,omitempty"`
+	Image  string      `json:"image,omitempty"`
 	Asleep bool        `json:"asleep,omitempty"`
 	State  recordState `json:"state"`
 	Disks  []diskUse   `json:"disks,omitempty"`

@@ -56,6 +56,8 @@ type Concierge1 interface {
 	ListDiskUsage(ctx context.Context, s policy.Subject) ([]map[string]any, error)
 	// GetServiceInfo returns how the service runs VMs on this host.
 	GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error)
+
+	ImageHandler
 }
 
 // A State is one snapshot. Signals of our own interface with the same Instance
@@ -158,6 +160,7 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 		{VmChanged, []Arg{{"instance", "s"}, {"sequence", "t"}, {"vm", "a{sv}"}}},
 		{OperationChanged, []Arg{{"instance", "s"}, {"sequence", "t"}, {"operation", "a{sv}"}}},
 	}}
+	own.Methods = append(own.Methods, imageMethods(h)...)
 	if h == nil {
 		for i := range own.Methods {
 			own.Methods[i].handle = nil

@@ -198,6 +198,18 @@ func (h *handler) GetVmSettings(ctx context.Context, s policy.Subject, name stri
 	return h.getVmSettings(ctx, s, name)
 }
 
+func (h *handler) ListImages(context.Context, policy.Subject) ([]map[string]any, error) {
+	return nil, errUnset
+}
+
+func (h *handler) UpdateImage(context.Context, policy.Subject) (map[string]any, error) {
+	return nil, errUnset
+}
+
+func (h *handler) RollbackImage(context.Context, policy.Subject) (map[string]any, error) {
+	return nil, errUnset
+}
+
 func (h *handler) GetState(ctx context.Context, s policy.Subject) (State, error) {
 	if h.getState == nil {
 		return State{}, errUnset

@@ -42,6 +42,7 @@ type options struct {
 	resolver   string
 	passwd     string
 	logout     string
+	update     string
 	vulnerable bool
 	polkit     string
 	daemons    []string
@@ -68,6 +69,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
 	f.StringVar(&o.passwd, "passwd", "", "the file of the machine's accounts: VMs of an account that is removed are stopped (default /etc/passwd, and what else the name service knows)")
 	f.StringVar(&o.logout, "logout", string(concierge.LogoutKeep), "what becomes of a user's VMs when the user's last session ends: keep, stop or suspend")
+	f.StringVar(&o.update, "image-update", "auto", "auto: a packaged guest image that is another one than before is taken into use at the start; manual: only when an administrator asks for it")
 	f.StringVar(&o.polkit, "polkit", "", "required: polkit decides who may use VMs and who may manage other people's, and nobody is let in when it cannot be asked; off: every user may use VMs, and root alone manages other people's (default required on the system bus, off on others)")
 	f.StringSliceVar(&o.daemons, "daemon-users", nil, "users of Auberge's other daemons, which hear of everybody's VMs")
 	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
@@ -93,6 +95,13 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	}
 	if o.space < 0 {
 		return cfg, fmt.Errorf("--space-interval %v: must be positive", o.space)
+	}
+	switch o.update {
+	case "auto":
+		cfg.UpdateImage = true
+	case "manual":
+	default:
+		return cfg, fmt.Errorf("--image-update %q: must be auto or manual", o.update)
 	}
 	if !cfg.Logout.Valid() {
 		return cfg, fmt.Errorf("--logout %q: must be keep, stop or suspend", o.logout)
