@@ -116,7 +116,7 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 	}
 	v := s.vmOf(dir, r)
 	s.claim(v)
-	m, err := attach(ctx, dir)
+	m, err := s.attach(ctx, dir)
 	switch {
 	case errors.Is(err, vmm.ErrGone):
 		e, rerr := vmm.ReadExit(dir)
@@ -148,10 +148,10 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 
 // attach finds a VM's supervisor, within a time that one which does not answer
 // may cost.
-func attach(ctx context.Context, dir string) (*vmm.Machine, error) {
+func (s *Service) attach(ctx context.Context, dir string) (*vmm.Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
-	return vmm.Attach(ctx, dir)
+	return s.cfg.Launcher.Attach(ctx, dir)
 }
 
 // takeOver makes a VM that was found the service's, and says what is to be

@@ -1,6 +1,7 @@
 package helper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +52,8 @@ type Server struct {
 	// Idle is how long the server waits for a connection before it ends,
 	// zero for ever.
 	Idle time.Duration
+
+	grace time.Duration // packetTimeout, but in tests
 
 	mu     sync.Mutex
 	shares map[string]*share
@@ -135,7 +138,7 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 		s.Log.Warn("refused a connection", "audit", true, "peer", cred, "err", err)
 		return
 	}
-	c.SetDeadline(time.Now().Add(packetTimeout))
+	c.SetDeadline(time.Now().Add(cmp.Or(s.grace, packetTimeout)))
 	if ctx.Err() != nil {
 		return
 	}
@@ -152,7 +155,7 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 		s.Log.Warn("refused a request", "audit", true, "pid", cred.Pid, "err", err)
 	}
 	if ctx.Err() == nil {
-		c.SetWriteDeadline(time.Now().Add(packetTimeout))
+		c.SetWriteDeadline(time.Now().Add(cmp.Or(s.grace, packetTimeout)))
 	}
 	if err := s.answer(c, f, err); err != nil {
 		s.Log.Warn("answer a request", "pid", cred.Pid, "err", err)

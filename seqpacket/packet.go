@@ -40,7 +40,7 @@ func (l Limits) Send(c *net.UnixConn, data []byte, files []*os.File) error {
 		fds := make([]int, len(files))
 		for i, f := range files {
 			var err error
-			if fds[i], err = rawFD(f); err != nil {
+			if fds[i], err = RawFD(f); err != nil {
 				return err
 			}
 		}
@@ -51,9 +51,9 @@ func (l Limits) Send(c *net.UnixConn, data []byte, files []*os.File) error {
 	return err
 }
 
-// rawFD returns the descriptor without changing its mode, which File.Fd would:
+// RawFD returns the descriptor without changing its mode, which File.Fd would:
 // a listening socket shares it with whoever accepts on it.
-func rawFD(f *os.File) (int, error) {
+func RawFD(f *os.File) (int, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return -1, err
@@ -79,7 +79,7 @@ func (l Limits) Receive(c *net.UnixConn) (Packet, error) {
 	case err != nil:
 	case ferr != nil:
 		err = ferr
-	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
+	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0, n > l.Bytes:
 		err = errors.New("control packet is truncated")
 	case len(files) > l.Files: // there was room for one more beside them
 		err = fmt.Errorf("%d descriptors are more than %d", len(files), l.Files)

@@ -41,11 +41,15 @@ const (
 	opResume    operation = "resume"    // let them go on
 	opListen    operation = "listen"    // a listening socket for one more port
 	opResize    operation = "resize"    // change a disk's size
+	opProbe     operation = "probe"     // find out whether KVM runs guests
 )
 
 type request struct {
 	Op   operation `json:"op"`
 	Spec *Spec     `json:"spec,omitempty"`
+	// Record says that the last file of a launch is where the exit record is to
+	// be written.
+	Record bool `json:"record,omitempty"`
 	// Reason is why a stop was asked, for the exit record.
 	Reason string `json:"reason,omitempty"`
 	// Port is the port to listen on.
@@ -61,6 +65,8 @@ type reply struct {
 	Ports   []uint32 `json:"ports,omitempty"`
 	Console []byte   `json:"console,omitempty"`
 	Exit    *Exit    `json:"exit,omitempty"`
+	// NoKVM is why KVM cannot be used, after a probe.
+	NoKVM string `json:"no_kvm,omitempty"`
 
 	// pid is the process that sent the reply, as the kernel says.
 	pid int

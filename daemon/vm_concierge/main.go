@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	sddaemon "github.com/coreos/go-systemd/v22/daemon"
@@ -38,6 +39,8 @@ func main() {
 		},
 	}
 	o.addFlags(cmd.Flags())
+	cmd.AddCommand(stopGuestsCommand())
+	cmd.CompletionOptions.DisableDefaultCmd = true
 	if err := cmd.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "vm_concierge:", err)
 		os.Exit(1)
@@ -72,6 +75,11 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	events.server = server
+	ctx, cancel := context.WithCancel(ctx)
+	var listening sync.WaitGroup
+	defer listening.Wait()
+	defer cancel()
+	listening.Go(func() { dbus.NewLogind(o.Bus, log, service).Run(ctx) })
 	return server.Run(ctx, func() {
 		close(events.ready)
 		log.Info("ready", "bus", o.Bus)

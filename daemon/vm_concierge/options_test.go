@@ -47,6 +47,7 @@ func TestOptionsAreChecked(t *testing.T) {
 		"--accel":        {"--accel", "xen"},
 		"--vsock":        {"--vsock", "tcp"},
 		"--network":      {"--network", "bridge"},
+		"--logout":       {"--logout", "lock"},
 		"--address-pool": {"--address-pool", "10.0.0.0"},
 	}
 	if os.Geteuid() == 0 {

@@ -57,7 +57,8 @@ func TestDependenciesPointOneWay(t *testing.T) {
 			case !isOwn:
 			case beneath(pkg, "guest") && !beneath(own, "guest", "protos", "vsock"):
 				t.Errorf("%s runs in guests and knows %s", pkg, own)
-			case beneath(own, "guest") && !beneath(pkg, "guest"):
+			// The test host's agent runs in a machine of its own too.
+			case beneath(own, "guest") && !beneath(pkg, "guest", "test/testhost/agent"):
 				t.Errorf("%s runs on the host and knows %s", pkg, own)
 			case beneath(pkg, "policy", "vsock", "protos", "seqpacket") && !beneath(own, "policy", "vsock", "protos", "seqpacket"):
 				t.Errorf("%s is at the bottom and knows %s", pkg, own)
