@@ -83,6 +83,8 @@ type Config struct {
 	Opener   Opener
 	Events   Events
 	Log      *slog.Logger
+	// Observer may be nil.
+	Observer Observer
 }
 
 // DefaultPool is where VMs get their networks unless configured otherwise; it

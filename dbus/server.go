@@ -28,6 +28,8 @@ type Options struct {
 	// UserExists is policy.UserExists unless set.
 	UserExists policy.UserLookup
 	Limits     Limits
+	// Observer may be nil.
+	Observer Observer
 }
 
 // ErrNameTaken means that somebody else owns the service's name on the bus.

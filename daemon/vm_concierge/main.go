@@ -53,6 +53,11 @@ func run(ctx context.Context, o *options) error {
 	}
 	events := &events{log: log, ready: make(chan struct{}), over: make(chan struct{})}
 	cfg.Events = events
+	busOptions := dbus.Options{Bus: o.Bus, Log: log, BroadcastSignals: o.Broadcast}
+	serveMetrics, err := o.measure(log, &cfg, &busOptions)
+	if err != nil {
+		return err
+	}
 	service, err := concierge.New(ctx, cfg)
 	if err != nil {
 		return err
@@ -62,11 +67,16 @@ func run(ctx context.Context, o *options) error {
 	server, err := dbus.New(
 		[]dbus.Service{dbus.ConciergeService(service)},
 		[]dbus.OwnInterface{dbus.Concierge1Interface(own{service})},
-		dbus.Options{Bus: o.Bus, Log: log, BroadcastSignals: o.Broadcast})
+		busOptions)
 	if err != nil {
 		return err
 	}
 	events.server = server
+	endMetrics, err := serveMetrics(ctx, service)
+	if err != nil {
+		return err
+	}
+	defer endMetrics()
 	return server.Run(ctx, func() {
 		close(events.ready)
 		log.Info("ready", "bus", o.Bus)

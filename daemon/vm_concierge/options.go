@@ -33,11 +33,13 @@ type options struct {
 	vulnerable bool
 	space      time.Duration
 	metrics    string
-	maxVMs     limitFlag
-	maxMemory  bytesFlag
-	maxDisk    bytesFlag
-	maxLogs    bytesFlag
-	quotas     []string
+	// metricsGroup may read the metrics, besides the service's own user.
+	metricsGroup string
+	maxVMs       limitFlag
+	maxMemory    bytesFlag
+	maxDisk      bytesFlag
+	maxLogs      bytesFlag
+	quotas       []string
 }
 
 func (o *options) addFlags(f *pflag.FlagSet) {
@@ -52,6 +54,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
 	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
 	f.StringVar(&o.metrics, "metrics", "", "serve metrics for Prometheus on this Unix socket")
+	f.StringVar(&o.metricsGroup, "metrics-group", "", "a group that may read the metrics, which the service's user has to be in (default: nobody else)")
 	o.addQuotaFlags(f)
 	f.BoolVar(&o.vulnerable, "allow-vulnerable-cpu", false, "run guests on processors with known flaws that the kernel does nothing about")
 }
