@@ -8,12 +8,19 @@ MAKEFLAGS += --no-print-directory
 BIN       := bin
 # Programs of the host and of the guest. All are static: the daemons start
 # themselves again as other users, and guests have no C library to share.
-HOST      := daemon/vm_concierge daemon/auberge-vm client/cmd/vmc client/cmd/vsh
+HOST      := daemon/vm_concierge daemon/auberge-vm daemon/auberge-helper client/cmd/vmc client/cmd/vsh
 GUEST     := guest/cmd/maitred guest/cmd/vshd
 
-.PHONY: all build deps image man protos run test bench soak clean $(HOST) $(GUEST)
+# What the install and package rules need; the places they install to can be
+# given too, see packaging/install.sh.
+PREFIX    ?= /usr/local
+DAEMONS   := $(notdir $(filter daemon/%,$(HOST)))
+CLIENTS   := $(notdir $(filter client/%,$(HOST)))
+PLACES    = BIN=$(BIN) PREFIX=$(PREFIX) DAEMONS="$(DAEMONS)" CLIENTS="$(CLIENTS)"
 
-all: build
+.PHONY: all build deps image man share install install-image packages protos run test bench soak clean $(HOST) $(GUEST)
+
+all: build man share
 
 # deps is the only target that installs packages.
 deps:
@@ -34,11 +41,32 @@ $(GUEST):
 image: $(GUEST)
 	@packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd
 
-# man writes the manual pages of vmc, from its commands; their date is that of
-# the last commit.
-man:
-	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) $(GO) run ./client/man $(BIN)/man
+# man writes the manual pages: vmc's from its commands, the others from their
+# source; their date is that of the last commit.
+man: $(HOST)
+	@rm -rf $(BIN)/man
+	@export SOURCE_DATE_EPOCH=$$(packaging/version.sh date) && \
+	$(GO) run ./client/man $(BIN)/man && $(GO) run ./packaging/man $(BIN) $(BIN)/man packaging/man/*.md
 	@echo "$(BIN)/man: $$(ls $(BIN)/man | wc -l) pages"
+
+# share makes what goes with the programs: completion for shells, descriptions
+# of the D-Bus interfaces, the licenses of what is linked in.
+share: $(HOST)
+	@packaging/share.sh $(BIN) $(addprefix ./,$(HOST) $(GUEST))
+
+# install puts what `make` built at its place below DESTDIR and PREFIX;
+# install-image the guest image. Neither builds anything but the image.
+install:
+	@$(PLACES) packaging/install.sh programs
+
+install-image: image
+	@IMAGE=$$(packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd | tail -n 1) && \
+	$(PLACES) IMAGE=$$IMAGE packaging/install.sh image
+
+# packages makes .deb and .rpm in $(BIN)/packages.
+packages: build man share
+	@IMAGE=$$(packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd | tail -n 1) && \
+	$(PLACES) IMAGE=$$IMAGE packaging/packages.sh
 
 # protos generates the Go code of the wire contracts again.
 protos:

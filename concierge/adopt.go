@@ -41,7 +41,7 @@ func (s *Service) writeRecord(v *vm, state recordState) error {
 	v.mu.Lock()
 	r := record{UID: v.key.uid, Label: v.key.label, Name: v.key.name, Word: v.owner.Word, Type: int32(v.typ),
 		CID: v.cid, Net: v.net, Memory: v.memory, CPUs: v.cpus, Since: v.since, Token: v.token,
-		Disk: v.disk, Sparse: v.sparse, State: state, Disks: v.disks, Processes: v.processes}
+		Disk: v.disk, Sparse: v.sparse, Asleep: v.asleep, State: state, Disks: v.disks, Processes: v.processes}
 	v.mu.Unlock()
 	s.mu.Unlock()
 	b, err := json.Marshal(r)
@@ -116,7 +116,7 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 	}
 	v := s.vmOf(dir, r)
 	s.claim(v)
-	m, err := attach(ctx, dir)
+	m, err := s.attach(ctx, dir)
 	switch {
 	case errors.Is(err, vmm.ErrGone):
 		e, rerr := vmm.ReadExit(dir)
@@ -148,10 +148,10 @@ func (s *Service) adopt(ctx context.Context, dir string) error {
 
 // attach finds a VM's supervisor, within a time that one which does not answer
 // may cost.
-func attach(ctx context.Context, dir string) (*vmm.Machine, error) {
+func (s *Service) attach(ctx context.Context, dir string) (*vmm.Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
-	return vmm.Attach(ctx, dir)
+	return s.cfg.Launcher.Attach(ctx, dir)
 }
 
 // takeOver makes a VM that was found the service's, and says what is to be
@@ -205,7 +205,7 @@ func (s *Service) vmOf(dir string, r record) *vm {
 		log:      s.log.With("vm", r.Name, "owner", r.Word, "id", id),
 		starting: ctx, abort: abort,
 		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
-		cpus: r.CPUs, since: r.Since, token: r.Token, disk: r.Disk, sparse: r.Sparse,
+		cpus: r.CPUs, since: r.Since, token: r.Token, disk: r.Disk, sparse: r.Sparse, asleep: r.Asleep,
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 // visible returns the VMs that a call without an owner is about: the caller's,
-// everybody's for an administrator. An empty name means all names.
+// or everybody's when the subject says so. An empty name means all names.
 func (s *Service) visible(sub policy.Subject, name string) []*vm {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -27,7 +27,7 @@ func (s *Service) visible(sub policy.Subject, name string) []*vm {
 }
 
 // StopVmWithoutOwnerId stops the caller's VMs of a name, whatever their label;
-// for an administrator, everybody's.
+// or everybody's.
 func (s *Service) StopVmWithoutOwnerId(ctx context.Context, sub policy.Subject, req *pb.StopVmRequest) (*pb.SuccessFailureResponse, error) {
 	if err := policy.CheckName(req.Name); err != nil {
 		return nil, err
@@ -38,8 +38,7 @@ func (s *Service) StopVmWithoutOwnerId(ctx context.Context, sub policy.Subject, 
 	return &pb.SuccessFailureResponse{Success: true}, nil
 }
 
-// StopAllVms stops the caller's VMs, an administrator's call everybody's, all
-// at once. VMs can be started again afterwards.
+// StopAllVms stops the caller's VMs, or everybody's, all at once. VMs can be started again afterwards.
 func (s *Service) StopAllVms(ctx context.Context, sub policy.Subject) error {
 	return stopTogether(ctx, s.visible(sub, ""), pb.VmStopReason_STOP_ALL_VMS_REQUESTED)
 }
@@ -56,8 +55,7 @@ func stopTogether(ctx context.Context, vms []*vm, reason pb.VmStopReason) error 
 	return errors.Join(errs...)
 }
 
-// SyncVmTimes sets the clocks of the caller's VMs, an administrator's call
-// those of everybody's. Suspended ones are told when they go on.
+// SyncVmTimes sets the clocks of the caller's VMs, or everybody's. Suspended ones are told when they go on.
 func (s *Service) SyncVmTimes(ctx context.Context, sub policy.Subject) (*pb.SyncVmTimesResponse, error) {
 	var mu sync.Mutex
 	resp := &pb.SyncVmTimesResponse{}
@@ -81,23 +79,8 @@ const fanOut = 128
 // eachAwake calls f for every VM that the subject may see and whose guest can
 // answer, side by side, and waits for all.
 func (s *Service) eachAwake(sub policy.Subject, f func(*vm)) {
-	var wg sync.WaitGroup
-	free := make(chan struct{}, fanOut)
-	for _, v := range s.visible(sub, "") {
-		v.mu.Lock()
-		ok := v.status == pb.VmStatus_VM_STATUS_RUNNING && !v.asked && !v.suspended
-		v.mu.Unlock()
-		if !ok {
-			continue
-		}
-		free <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-free }()
-			f(v)
-		})
-	}
-	wg.Wait()
+	s.together(s.pick(sub, func(v *vm) bool { return !v.suspended }), f)
 }
 
 // everyone is the subject of what the service does by itself.
-var everyone = policy.Subject{Caller: policy.Caller{UID: 0}}
+var everyone = policy.Subject{Everybody: true}

@@ -18,12 +18,13 @@ import (
 // service was away.
 func (s *Service) watchHost(w *host.Watcher) {
 	s.eachAwake(everyone, func(v *vm) { s.refresh(s.quit, v) })
+	s.stopRemoved(s.quit)
 	w.Run(s.quit, s.hostChanged)
 }
 
 // hostChanges counts the changes of the host, so that a VM which could not be
 // told of one can be told later.
-type hostChanges struct{ all, network uint64 }
+type hostChanges struct{ all, network, clock uint64 }
 
 // changesSoFar is to be asked for before a guest is told how the host is.
 func (s *Service) changesSoFar() hostChanges {
@@ -34,6 +35,10 @@ func (s *Service) changesSoFar() hostChanges {
 
 func (s *Service) hostChanged(c host.Change) {
 	s.log.Info("the host has changed", "what", c.String())
+	if c == host.UsersChanged { // none of the guests' business
+		s.stopRemoved(s.quit)
+		return
+	}
 	s.mu.Lock()
 	s.hostChanges.all++
 	if c == host.NetworkChanged {
@@ -74,6 +79,9 @@ func (s *Service) catchUp(ctx context.Context, v *vm, since hostChanges) {
 	}
 	if now.network != since.network {
 		s.tellNetworkChanged(ctx, v)
+	}
+	if now.clock != since.clock {
+		s.tellTime(ctx, v)
 	}
 }
 

@@ -220,13 +220,29 @@ func TestCloseWhileStopping(t *testing.T) {
 // slowToEnd makes hypervisors wait at their end until they are let go.
 func slowToEnd(t *testing.T) (asked func(), letGo func()) {
 	t.Helper()
-	dir := t.TempDir()
+	dir, asked, letGo := newGate(t)
+	t.Setenv(hypervisorEnv, "slow:"+dir+" print:ready")
+	return asked, letGo
+}
+
+// slowTermina makes guests wait in StartTermina until they are let go.
+func slowTermina(t *testing.T) (asked func(), letGo func()) {
+	t.Helper()
+	dir, asked, letGo := newGate(t)
+	t.Setenv(guestEnv, "slow:"+dir)
+	return asked, letGo
+}
+
+// newGate makes a directory in which another process waits; asked waits for
+// that, and letGo ends it.
+func newGate(t *testing.T) (dir string, asked func(), letGo func()) {
+	t.Helper()
+	dir = t.TempDir()
 	for _, f := range []string{"asked", "go"} {
 		if err := syscall.Mkfifo(filepath.Join(dir, f), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Setenv(hypervisorEnv, "slow:"+dir+" print:ready")
 	meet := func(name string, flag int) func() {
 		return func() {
 			if err := rendezvous(filepath.Join(dir, name), flag); err != nil {
@@ -234,7 +250,7 @@ func slowToEnd(t *testing.T) (asked func(), letGo func()) {
 			}
 		}
 	}
-	return meet("asked", os.O_RDONLY), meet("go", os.O_WRONLY)
+	return dir, meet("asked", os.O_RDONLY), meet("go", os.O_WRONLY)
 }
 
 // A start that a service did not finish is undone by the next. Who asks for

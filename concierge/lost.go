@@ -54,7 +54,7 @@ func (s *Service) retry(v *vm, state recordState) {
 			t.Stop()
 			return
 		}
-		m, err := attach(s.quit, v.dir)
+		m, err := s.attach(s.quit, v.dir)
 		switch {
 		case errors.Is(err, vmm.ErrGone):
 			e, _ := vmm.ReadExit(v.dir) // without a record nobody knows why
@@ -81,12 +81,12 @@ func (s *Service) retry(v *vm, state recordState) {
 // finishOff kills what is left of a VM for which nobody answers, and says
 // whether it is sure that nothing runs any more.
 func (s *Service) finishOff(v *vm) bool {
-	if !v.processes.Known() {
+	if !s.cfg.Launcher.CanEnd(v.processes) {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(s.quit, killTimeout)
 	defer cancel()
-	if err := v.processes.Kill(ctx); err != nil {
+	if err := s.cfg.Launcher.End(ctx, v.dir, v.processes); err != nil {
 		v.log.Error("kill what is left of the VM", "err", err)
 		return false
 	}
@@ -98,7 +98,7 @@ func (s *Service) finishOff(v *vm) bool {
 // keeps its addresses, and its hypervisor keeps its disks locked.
 func (s *Service) withoutRecord(ctx context.Context, dir string, why error) error {
 	v := s.vmOf(dir, record{})
-	m, err := attach(ctx, dir)
+	m, err := s.attach(ctx, dir)
 	switch {
 	case errors.Is(err, vmm.ErrGone):
 		v.log.Warn("a VM with a damaged record has ended", "id", v.id, "err", why)

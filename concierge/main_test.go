@@ -225,6 +225,7 @@ func (m maitredServer) SetTime(ctx context.Context, _ *guestpb.SetTimeRequest) (
 	if m.fault == "hangs" {
 		<-ctx.Done()
 	}
+	hear("time")
 	return &guestpb.EmptyMessage{}, nil
 }
 
@@ -232,6 +233,7 @@ func (m maitredServer) PrepareToSuspend(ctx context.Context, e *guestpb.EmptyMes
 	if m.fault == "sleepless" {
 		return nil, errors.New("the disk does not answer")
 	}
+	hear("prepare")
 	return e, nil
 }
 
@@ -397,6 +399,8 @@ func newBed(t *testing.T) *bed {
 		Accel: vmm.AccelTCG, Vsock: vsock.ModeUser, Network: NetworkRestricted, Pool: DefaultPool, VMGroup: -1,
 		Launcher: &vmm.Launcher{Program: self}, Opener: b.opener, Events: b.events,
 		Log: slog.New(slog.NewTextHandler(b.log, nil))}
+	b.cfg.Host.Passwd = filepath.Join(dir, "passwd")
+	b.accounts(64101, 5)
 	writeImage(t, b.cfg.ImageDir)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -404,6 +408,22 @@ func newBed(t *testing.T) *bed {
 		}
 	})
 	return b
+}
+
+// accounts makes the host's users those with the given numbers.
+func (b *bed) accounts(uids ...int) {
+	b.t.Helper()
+	var text strings.Builder
+	for _, uid := range uids {
+		fmt.Fprintf(&text, "u%d:x:%d:%d::/:/bin/sh\n", uid, uid, uid)
+	}
+	next := b.cfg.Host.Passwd + ".next"
+	if err := os.WriteFile(next, []byte(text.String()), 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.Rename(next, b.cfg.Host.Passwd); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 func writeImage(t *testing.T, dir string) {

@@ -35,8 +35,8 @@ func TestOperationsAreForgotten(t *testing.T) {
 	if len(list) != 1 || list[0]["status"] != "failed" || list[0]["reason"] != "no" {
 		t.Errorf("another user's: %v", list)
 	}
-	if list, _ := s.ListOperations(t.Context(), subject(0)); len(list) != keepPerUser+2 {
-		t.Errorf("root sees %d", len(list))
+	if list, _ := s.ListOperations(t.Context(), everyone); len(list) != keepPerUser+2 {
+		t.Errorf("for everybody there are %d", len(list))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

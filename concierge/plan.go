@@ -81,7 +81,7 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	if err := s.size(v, req, p); err != nil {
 		return nil, err
 	}
-	p.spec.ID = v.id
+	p.spec.ID, p.spec.Name, p.spec.Owner = v.id, v.key.name, v.owner.Word
 	p.spec.OEMStrings = req.OemStrings
 	p.spec.Vsock = vmm.Vsock{Mode: s.cfg.Vsock, CID: v.cid}
 	if s.cfg.Vsock == vsock.ModeUser {

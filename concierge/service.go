@@ -70,6 +70,8 @@ type Config struct {
 	// SpaceInterval is how often the free space of the image store is looked
 	// at; zero means every ten seconds.
 	SpaceInterval time.Duration
+	// Logout is what becomes of VMs whose user logs out; empty means keep.
+	Logout LogoutPolicy
 	// AllowVulnerableCPU lets guests run on processors with flaws that the
 	// host does nothing about.
 	AllowVulnerableCPU bool
@@ -104,8 +106,10 @@ type Service struct {
 	nextCID uint32
 	nets    *netPool
 	closed  bool
-	tidy    *time.Timer // see tidyLater
-	accel   *vmm.AccelChoice
+	// hostDown: the host shuts down, and no VM is started.
+	hostDown bool
+	tidy     *time.Timer // see tidyLater
+	accel    *vmm.AccelChoice
 
 	operations operations
 	journal    journal

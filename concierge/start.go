@@ -92,6 +92,9 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest, limit uint64
 	if err := s.vmQuota(k.uid, limit); err != nil {
 		return nil, false, err
 	}
+	if s.hostDown {
+		return nil, false, fmt.Errorf("%w: VM %q can be started when it is up again, or when the shutdown is called off", ErrHostShutdown, req.Name)
+	}
 	net, err := s.nets.take()
 	if err != nil {
 		return nil, false, err

@@ -115,12 +115,10 @@ func (s *Service) inTurn(ctx context.Context, v *vm, kind string, f func(context
 // suspend is called by whoever has the VM's turn.
 func (s *Service) suspend(ctx context.Context, v *vm, m *vmm.Machine) error {
 	if v.isSuspended() {
+		s.setAsleep(v, false) // whatever the host does, it stays so
 		return nil
 	}
-	s.mu.Lock()
-	resizing := v.resizing
-	s.mu.Unlock()
-	if resizing {
+	if s.isResizing(v) {
 		return fmt.Errorf("VM %q cannot be suspended while its disk is resized; wait for that, or cancel it with CancelDiskImageOperation", v.key.name)
 	}
 	v.told = s.changesSoFar()
@@ -128,6 +126,21 @@ func (s *Service) suspend(ctx context.Context, v *vm, m *vmm.Machine) error {
 	if err != nil {
 		return err
 	}
+	if err := s.pause(ctx, v, m); err != nil {
+		return err
+	}
+	s.noteAside(v, vmlog.Info, "the VM is suspended")
+	return nil
+}
+
+func (s *Service) isResizing(v *vm) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return v.resizing
+}
+
+// pause stops a VM's processors.
+func (s *Service) pause(ctx context.Context, v *vm, m *vmm.Machine) error {
 	if err := m.Pause(ctx); err != nil {
 		// Its answer may be what is missing, and then nobody would know that
 		// the VM stands still.
@@ -137,7 +150,6 @@ func (s *Service) suspend(ctx context.Context, v *vm, m *vmm.Machine) error {
 		return err
 	}
 	s.setSuspended(v, true)
-	s.noteAside(v, vmlog.Info, "the VM is suspended")
 	return nil
 }
 
@@ -152,6 +164,7 @@ func (s *Service) resume(ctx context.Context, v *vm, m *vmm.Machine) error {
 		return nil
 	}
 	s.setSuspended(v, false)
+	s.setAsleep(v, false)
 	s.noteAside(v, vmlog.Info, "the VM goes on")
 	if err := within(ctx, agentTimeout, func(ctx context.Context) error { return v.agent.SetTime(ctx, time.Now()) }); err != nil {
 		return fmt.Errorf("the VM goes on, but with a wrong clock: %w", err)

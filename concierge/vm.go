@@ -77,6 +77,7 @@ type vm struct {
 	cpus      int
 	since     time.Time // it runs
 	suspended bool
+	asleep    bool   // it was suspended for the time that the host sleeps
 	kernel    string // what the guest said of its kernel
 	// token is what the agents of a guest without containers are known by.
 	token string
@@ -388,6 +389,7 @@ type record struct {
 	Token  string      `json:"token,omitempty"`
 	Disk   ownDisk     `json:"disk,omitzero"`
 	Sparse bool        `json:"sparse,omitempty"`
+	Asleep bool        `json:"asleep,omitempty"`
 	State  recordState `json:"state"`
 	Disks  []diskUse   `json:"disks,omitempty"`
 	// Processes are not known before they run.

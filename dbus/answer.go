@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-
-	"github.com/auberge-vm/auberge/policy"
 )
 
 // An endpoint answers the calls of one method.
 type endpoint interface {
 	serve(ctx context.Context, c *call) (body, error)
+	// asks says which right it takes to call it.
+	asks() rule
 }
 
 // A call is a method call in progress.
@@ -83,12 +83,12 @@ func (c *call) answer() (b body, err error) {
 }
 
 // identify says who calls, and counts the call as that user's.
-func (c *call) identify(ctx context.Context) (policy.Caller, error) {
-	caller, err := c.session.caller(ctx, c.message)
+func (c *call) identify(ctx context.Context) (*peer, error) {
+	p, err := c.session.caller(ctx, c.message)
 	if err != nil {
-		return caller, err
+		return nil, err
 	}
-	return caller, c.ticket.belong(caller.UID)
+	return p, c.ticket.belong(p.caller.UID)
 }
 
 // reply answers m with b, or with err. It takes over b's descriptors.

@@ -53,12 +53,12 @@ type Concierge interface {
 	ListVmDisks(ctx context.Context, s policy.Subject, req *conciergepb.ListVmDisksRequest) (proto.Message, error)
 	ResizeDiskImage(ctx context.Context, s policy.Subject, req *conciergepb.ResizeDiskImageRequest) (*conciergepb.ResizeDiskImageResponse, error)
 	// DiskImageStatus and CancelDiskImageOperation know the caller's own
-	// operations, an administrator's calls all of them.
+	// operations, calls for everybody all of them.
 	DiskImageStatus(ctx context.Context, s policy.Subject, req *conciergepb.DiskImageStatusRequest) (*conciergepb.DiskImageStatusResponse, error)
 	CancelDiskImageOperation(ctx context.Context, s policy.Subject, req *conciergepb.CancelDiskImageRequest) (*conciergepb.SuccessFailureResponse, error)
 
 	// StopVmWithoutOwnerId, StopAllVms and SyncVmTimes are about all VMs of
-	// the caller, an administrator's calls about everybody's.
+	// the caller, or when the subject says so about everybody's.
 	StopVmWithoutOwnerId(ctx context.Context, s policy.Subject, req *conciergepb.StopVmRequest) (*conciergepb.SuccessFailureResponse, error)
 	StopAllVms(ctx context.Context, s policy.Subject) error
 	SyncVmTimes(ctx context.Context, s policy.Subject) (*conciergepb.SyncVmTimesResponse, error)
@@ -97,11 +97,11 @@ func ConciergeService(h Concierge) Service {
 			method("DestroyDiskImage", policy.RightOwn, h, Concierge.DestroyDiskImage),
 			listVmDisks,
 			method("ResizeDiskImage", policy.RightOwn, h, Concierge.ResizeDiskImage),
-			method("DiskImageStatus", policy.RightAny, h, Concierge.DiskImageStatus),
-			method("CancelDiskImageOperation", policy.RightAny, h, Concierge.CancelDiskImageOperation),
-			method("StopVmWithoutOwnerId", policy.RightAny, h, Concierge.StopVmWithoutOwnerId),
-			methodWithoutAnswer("StopAllVms", policy.RightAny, h, Concierge.StopAllVms),
-			methodWithoutRequest("SyncVmTimes", policy.RightAny, h, Concierge.SyncVmTimes),
+			method("DiskImageStatus", policy.RightSelf, h, Concierge.DiskImageStatus),
+			method("CancelDiskImageOperation", policy.RightSelf, h, Concierge.CancelDiskImageOperation),
+			method("StopVmWithoutOwnerId", policy.RightSelf, h, Concierge.StopVmWithoutOwnerId),
+			methodWithoutAnswer("StopAllVms", policy.RightSelf, h, Concierge.StopAllVms),
+			methodWithoutRequest("SyncVmTimes", policy.RightSelf, h, Concierge.SyncVmTimes),
 			method("SuspendVm", policy.RightOwn, h, Concierge.SuspendVm),
 			method("ResumeVm", policy.RightOwn, h, Concierge.ResumeVm),
 			method("SetUpVmUser", policy.RightOwn, h, Concierge.SetUpVmUser),

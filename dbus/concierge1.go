@@ -116,7 +116,7 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 		},
 		openVmLogs(h),
 		{
-			Name: "GetState", Right: policy.RightAny,
+			Name: "GetState", Right: policy.RightSelf,
 			Out: []Arg{{"instance", "s"}, {"sequence", "t"}, {"vms", "aa{sv}"}, {"operations", "aa{sv}"}},
 			handle: func(ctx context.Context, c *plainCall) ([]any, error) {
 				st, err := h.GetState(ctx, c.subject)
@@ -124,7 +124,7 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 			},
 		},
 		{
-			Name: "ListOperations", Right: policy.RightAny,
+			Name: "ListOperations", Right: policy.RightSelf,
 			Out: []Arg{{"operations", "aa{sv}"}},
 			handle: func(ctx context.Context, c *plainCall) ([]any, error) {
 				ops, err := h.ListOperations(ctx, c.subject)
@@ -138,8 +138,9 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 		// The signals of the VMs that the caller has the right to see: for an
 		// administrator everybody's, for others their own, which they get
 		// without asking.
-		{Name: "Subscribe", Right: policy.RightAny, handle: subscribe(true)},
-		{Name: "Unsubscribe", Right: policy.RightAny, handle: subscribe(false)},
+		{Name: "Subscribe", Right: policy.RightSelf, Watch: true, handle: subscribe},
+		// Whoever does not want to hear any more may say so.
+		{Name: "Unsubscribe", Right: policy.RightAny, handle: unsubscribe},
 	}, Signals: []PlainSignal{
 		{VmChanged, []Arg{{"instance", "s"}, {"sequence", "t"}, {"vm", "a{sv}"}}},
 		{OperationChanged, []Arg{{"instance", "s"}, {"sequence", "t"}, {"operation", "a{sv}"}}},
@@ -152,11 +153,23 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 	return own
 }
 
-func subscribe(on bool) func(context.Context, *plainCall) ([]any, error) {
-	return func(_ context.Context, c *plainCall) ([]any, error) {
-		c.session.peers.subscribe(c.subject.Caller.Name, on)
-		return nil, nil
+func subscribe(_ context.Context, c *plainCall) ([]any, error) {
+	to := ownSignals
+	if c.subject.Everybody {
+		to = everybodysSignals
 	}
+	peers := c.session.peers
+	peers.subscribe(c.subject.Caller.Name, to)
+	// What polkit said may be outdated since, before this was written down.
+	if a := c.session.polkit; a != nil && a.epoch.Load() != c.epoch {
+		a.reviewAll()
+	}
+	return nil, nil
+}
+
+func unsubscribe(_ context.Context, c *plainCall) ([]any, error) {
+	c.session.peers.subscribe(c.subject.Caller.Name, noSignals)
+	return nil, nil
 }
 
 func readSettings(d map[string]any) (VMSettings, error) {

@@ -61,6 +61,11 @@ func (s *Server) export(path string, described introspect.Interface, methods map
 	case len(methods) != len(described.Methods):
 		return errors.New("a method is there twice")
 	default:
+		for name, e := range methods {
+			if !e.asks().right.Known() {
+				return fmt.Errorf("method %s: it is not said who may call it", name)
+			}
+		}
 		o.interfaces[described.Name] = methods
 		for name, e := range methods {
 			if o.members[name] == nil {

@@ -14,6 +14,8 @@ const (
 	typeSignal = 4
 
 	flagNoReply = 0x1
+	// flagInteractive is ALLOW_INTERACTIVE_AUTHORIZATION.
+	flagInteractive = 0x4
 )
 
 // Header field codes.

@@ -19,16 +19,34 @@ const (
 	maxLookups = 32
 )
 
+// A subscription is what a peer wants to hear of.
+type subscription int
+
+const (
+	noSignals subscription = iota
+	ownSignals
+	// everybodysSignals are for administrators.
+	everybodysSignals
+)
+
 // A peer is a connection on the bus.
 type peer struct {
 	name string
+	// ctx ends when the peer leaves the bus, and with the link.
+	ctx  context.Context
+	left context.CancelCauseFunc
 	// known is closed once caller or err is set.
 	known  chan struct{}
 	caller policy.Caller
 	err    error
 	// subscribed is guarded by the registry's lock.
-	subscribed bool
+	subscribed subscription
+
+	mu    sync.Mutex
+	usual *usualVerdict
 }
+
+var errLeft = errors.New("the caller has left the bus")
 
 // A registry knows who the connections on a bus are. It lives as long as one
 // link: unique names are never used twice by a bus, but a new bus starts from
@@ -56,9 +74,11 @@ func (r *registry) meet(ctx context.Context, name string) *peer {
 		return p
 	}
 	p := &peer{name: name, known: make(chan struct{})}
+	p.ctx, p.left = context.WithCancelCause(ctx)
 	if r.closed {
 		p.err = errClosed
 		close(p.known)
+		p.left(errClosed)
 		return p
 	}
 	r.peers[name] = p
@@ -87,13 +107,27 @@ func (r *registry) identify(ctx context.Context, p *peer) {
 	defer r.mu.Unlock()
 	if r.peers[p.name] == p {
 		delete(r.peers, p.name)
+		p.left(errLeft)
 	}
+}
+
+// start runs f in a goroutine for which close waits, unless it is too late.
+func (r *registry) start(f func()) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.wg.Go(f)
+	}
+	return !r.closed
 }
 
 // close waits for the questions that are open; there are no new ones.
 func (r *registry) close() {
 	r.mu.Lock()
 	r.closed = true
+	for _, p := range r.peers {
+		p.left(errClosed)
+	}
 	r.mu.Unlock()
 	r.wg.Wait()
 }
@@ -102,7 +136,10 @@ func (r *registry) close() {
 func (r *registry) forget(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.peers, name)
+	if p := r.peers[name]; p != nil {
+		delete(r.peers, name)
+		p.left(errLeft)
+	}
 }
 
 // identity waits until p is known.
@@ -115,19 +152,31 @@ func (p *peer) identity(ctx context.Context) (policy.Caller, error) {
 	}
 }
 
-// subscribe notes whether a peer that is still there wants our signals.
-func (r *registry) subscribe(name string, on bool) {
+// subscribe notes what a peer that is still there wants to hear.
+func (r *registry) subscribe(name string, to subscription) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p := r.peers[name]; p != nil {
-		p.subscribed = on
+		p.subscribed = to
 	}
+}
+
+// watchers lists the peers that hear of everybody's VMs.
+func (r *registry) watchers() (list []*peer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.peers {
+		if p.subscribed == everybodysSignals {
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 // choose lists the peers that want says yes to. Peers who are being asked
 // about are waited for, until ctx ends: a client that connects and then has a
 // VM started must not miss its signals.
-func (r *registry) choose(ctx context.Context, want func(c policy.Caller, subscribed bool) bool) []string {
+func (r *registry) choose(ctx context.Context, want func(c policy.Caller, subscribed subscription) bool) []string {
 	r.mu.Lock()
 	all := make([]*peer, 0, len(r.peers))
 	for _, p := range r.peers {

@@ -128,12 +128,13 @@ func (l *link) forget(serial uint32) {
 
 // answer hands a reply to the call that waits for it. It reports false for one
 // that nobody waits for, or that comes from somebody who was not asked: on a
-// bus with a lax policy anybody can send a reply with a guessed serial.
+// bus with a lax policy anybody can send a reply with a guessed serial. The bus
+// itself answers for those who are not there, or leave without an answer.
 func (l *link) answer(m *message) bool {
 	l.pmu.Lock()
 	defer l.pmu.Unlock()
 	p, ok := l.pending[m.replySerial]
-	if !ok || m.sender != p.to {
+	if !ok || m.sender != p.to && m.sender != driverName {
 		return false
 	}
 	delete(l.pending, m.replySerial)

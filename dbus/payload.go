@@ -14,8 +14,10 @@ import (
 // protoEndpoint answers the calls of a Method.
 type protoEndpoint struct{ Method }
 
+func (e *protoEndpoint) asks() rule { return rule{right: e.Right} }
+
 func (e *protoEndpoint) serve(ctx context.Context, c *call) (body, error) {
-	caller, err := c.identify(ctx)
+	p, err := c.identify(ctx)
 	if err != nil {
 		return body{}, err
 	}
@@ -30,7 +32,7 @@ func (e *protoEndpoint) serve(ctx context.Context, c *call) (body, error) {
 	if req != nil {
 		word = ownerWord(req)
 	}
-	subject, err := c.session.server.subject(caller, e.Right, word)
+	subject, err := c.authorize(ctx, p, e.asks(), word)
 	if err != nil {
 		c.failed = true
 		return e.failure(err)

@@ -31,6 +31,9 @@ type PlainMethod struct {
 	Name    string
 	In, Out []Arg
 	Right   policy.Right
+	// Watch is for the method that subscribes to signals: with RightSelf, an
+	// administrator's call is about everybody.
+	Watch   bool
 	Timeout time.Duration // zero means DefaultTimeout
 
 	handle func(context.Context, *plainCall) ([]any, error)
@@ -46,6 +49,8 @@ type plainCall struct {
 	session *session
 	subject policy.Subject
 	args    []any
+	// epoch is polkit's before it was asked about the caller.
+	epoch uint64
 }
 
 // ownerArg is the name of the argument with the owner word.
@@ -55,7 +60,7 @@ func (m *PlainMethod) check() error {
 	switch {
 	case m.handle == nil:
 		return errors.New("it has no handler")
-	case !knownRight(m.Right):
+	case !m.Right.Known():
 		return fmt.Errorf("nobody has the right %q", m.Right)
 	case m.Right == policy.RightOwn && m.ownerIndex() < 0:
 		return errors.New("it has no argument owner_id")
@@ -111,8 +116,10 @@ func variants(d map[string]any) map[string]dbus.Variant {
 // plainEndpoint answers the calls of a PlainMethod.
 type plainEndpoint struct{ PlainMethod }
 
+func (e *plainEndpoint) asks() rule { return rule{right: e.Right, watch: e.Watch} }
+
 func (e *plainEndpoint) serve(ctx context.Context, c *call) (body, error) {
-	caller, err := c.identify(ctx)
+	p, err := c.identify(ctx)
 	if err != nil {
 		return body{}, err
 	}
@@ -126,13 +133,17 @@ func (e *plainEndpoint) serve(ctx context.Context, c *call) (body, error) {
 	if i := e.ownerIndex(); i >= 0 {
 		word = args[i].(string)
 	}
-	subject, err := c.session.server.subject(caller, e.Right, word)
+	pc := &plainCall{session: c.session, args: args}
+	if c.session.polkit != nil {
+		pc.epoch = c.session.polkit.epoch.Load()
+	}
+	pc.subject, err = c.authorize(ctx, p, e.asks(), word)
 	if err != nil {
 		return body{}, asCallError(err, ErrorFailed)
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeoutOr(e.Timeout))
 	defer cancel()
-	results, err := e.handle(ctx, &plainCall{session: c.session, subject: subject, args: args})
+	results, err := e.handle(ctx, pc)
 	if err != nil {
 		return body{}, asCallError(err, ErrorFailed)
 	}

@@ -3,6 +3,7 @@ package dbus
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -134,21 +135,30 @@ func TestThePolicyLetsEverybodyCallTheTable(t *testing.T) {
 }
 
 func TestRightsWithoutAnOwnerWord(t *testing.T) {
-	s := &Server{opts: Options{DaemonUIDs: []uint32{7}, UserExists: policy.UserExists}}
+	s := &Server{opts: Options{DaemonUIDs: []uint32{7}, UserExists: policy.UserExists}, log: slog.New(slog.DiscardHandler)}
+	c := &call{message: &message{}, session: &session{server: s}}
 	for _, test := range []struct {
-		right  policy.Right
-		uid    uint32
-		denied bool
+		right             policy.Right
+		uid               uint32
+		denied, everybody bool
 	}{
-		{policy.RightAny, 5, false},
-		{policy.RightDaemon, 7, false},
-		{policy.RightDaemon, 5, true},
-		{policy.RightDaemon, 0, true},
-		{"", 0, true},
+		{right: policy.RightAny, uid: 5},
+		{right: policy.RightAny, uid: 0},
+		{right: policy.RightSelf, uid: 5},
+		{right: policy.RightSelf, uid: 0, everybody: true},
+		{right: policy.RightAdmin, uid: 0},
+		{right: policy.RightAdmin, uid: 5, denied: true},
+		{right: policy.RightAdmin, uid: 7, denied: true},
+		{right: policy.RightDaemon, uid: 7},
+		{right: policy.RightDaemon, uid: 5, denied: true},
+		{right: policy.RightDaemon, uid: 0, denied: true},
+		{right: "", uid: 0, denied: true},
+		{right: "all", uid: 5, denied: true},
 	} {
 		// A word that is there all the same is nobody's business.
-		got, err := s.subject(policy.Caller{UID: test.uid}, test.right, "0")
-		if errors.Is(err, policy.ErrDenied) != test.denied || !test.denied && got.Owner.UID != test.uid {
+		p := &peer{caller: policy.Caller{UID: test.uid}}
+		got, err := c.authorize(t.Context(), p, rule{right: test.right}, "1")
+		if errors.Is(err, policy.ErrDenied) != test.denied || !test.denied && (got.Owner.UID != test.uid || got.Everybody != test.everybody) {
 			t.Errorf("%q for %d: %+v, %v", test.right, test.uid, got, err)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +24,12 @@ type Options struct {
 	// DaemonUIDs are the users of Auberge's own daemons: they get all signals
 	// and have policy.RightDaemon.
 	DaemonUIDs []uint32
-	// UserExists is policy.UserExists unless set.
+	// Polkit has polkit asked who may use VMs and who may manage other
+	// people's. Without it every user may have VMs and uid 0 alone is an
+	// administrator.
+	Polkit bool
+	// UserExists is policy.UserExists unless set. Only administrators have it
+	// asked.
 	UserExists policy.UserLookup
 	Limits     Limits
 	// Observer may be nil.
@@ -157,25 +161,4 @@ func (s *Server) drainCalls() {
 	if err := s.gate.drain(ctx); err != nil {
 		s.log.Error("calls in progress ignore the shutdown", "err", err)
 	}
-}
-
-// subject says whether the caller has the right that a method needs, and
-// whose VMs the owner word of its request means. Where no word is asked for,
-// the owner is the caller.
-func (s *Server) subject(caller policy.Caller, right policy.Right, word string) (policy.Subject, error) {
-	subject := policy.Subject{Caller: caller}
-	switch {
-	case right == policy.RightOwn:
-	case right == policy.RightAny:
-		word = ""
-	case right == policy.RightDaemon && slices.Contains(s.opts.DaemonUIDs, caller.UID):
-		word = ""
-	case right == policy.RightDaemon:
-		return subject, fmt.Errorf("%w: this is for Auberge's daemons only", policy.ErrDenied)
-	default:
-		return subject, fmt.Errorf("%w: nobody has the right %q", policy.ErrDenied, right)
-	}
-	owner, err := policy.ResolveOwner(caller, word, s.opts.UserExists)
-	subject.Owner = owner
-	return subject, err
 }

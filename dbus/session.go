@@ -25,6 +25,7 @@ type session struct {
 	server *Server
 	link   *link
 	peers  *registry
+	polkit *polkit // nil when it is not asked
 	// ctx ends with the link and with the server.
 	ctx  context.Context
 	lost chan error
@@ -44,6 +45,9 @@ func newSession(ctx context.Context, s *Server, sock *net.UnixConn) (sess *sessi
 	sess = &session{
 		server: s, link: l, peers: newRegistry(l.credentials), ctx: ctx,
 		lost: make(chan error, 1), carriers: map[uint32]*message{},
+	}
+	if s.opts.Polkit {
+		sess.polkit = newPolkit(sess)
 	}
 	var reading sync.WaitGroup
 	reading.Go(func() {
@@ -70,6 +74,11 @@ func (s *session) setUp() error {
 	}
 	if err := s.link.driver(ctx, "AddMatch", []any{nameOwnerRule}); err != nil {
 		return err
+	}
+	if s.polkit != nil {
+		if err := s.link.driver(ctx, "AddMatch", []any{polkitRule}); err != nil {
+			return err
+		}
 	}
 	// Everybody is known, or being asked about, before the first call can
 	// arrive and the first signal be sent.
@@ -143,14 +152,21 @@ func (s *session) read() error {
 // busSignal follows who is on the bus. Signals that others send us unasked are
 // of no interest.
 func (s *session) busSignal(m *message) {
+	if s.polkit != nil && m.iface == polkitInterface && s.polkit.is(m.sender) {
+		s.polkit.changed()
+		return
+	}
 	if m.err != nil || m.raw == nil || m.sender != driverName || m.iface != driverName {
 		return
 	}
 	r := bodyReader{order: m.order, b: m.bodyBytes()}
 	switch m.member {
 	case "NameOwnerChanged":
-		name, _, owner := r.string(), r.string(), r.string()
+		name, before, owner := r.string(), r.string(), r.string()
 		switch {
+		case r.end() == nil && name == polkitName && s.polkit != nil:
+			s.polkit.moved(before, owner)
+			s.polkit.changed()
 		case r.end() != nil || !strings.HasPrefix(name, ":"):
 		case owner == "":
 			s.peers.forget(name)
@@ -168,10 +184,10 @@ func (s *session) busSignal(m *message) {
 }
 
 // caller says who sent m. Not knowing it is being denied.
-func (s *session) caller(ctx context.Context, m *message) (policy.Caller, error) {
-	c, err := s.peers.meet(s.ctx, m.sender).identity(ctx)
-	if err != nil {
-		return c, fmt.Errorf("%w: can't tell who is calling: %w", policy.ErrDenied, err)
+func (s *session) caller(ctx context.Context, m *message) (*peer, error) {
+	p := s.peers.meet(s.ctx, m.sender)
+	if _, err := p.identity(ctx); err != nil {
+		return nil, fmt.Errorf("%w: can't tell who is calling: %w", policy.ErrDenied, err)
 	}
-	return c, nil
+	return p, nil
 }

@@ -71,7 +71,7 @@ func (s *Server) emit(ctx context.Context, ownerUID uint32, member string, signa
 	if !s.opts.BroadcastSignals && !signal.public {
 		ctx, cancel := context.WithTimeout(ctx, audienceTimeout)
 		defer cancel()
-		to = sess.peers.choose(ctx, func(c policy.Caller, subscribed bool) bool {
+		to = sess.peers.choose(ctx, func(c policy.Caller, subscribed subscription) bool {
 			return s.mayHear(c, subscribed, ownerUID)
 		})
 	}
@@ -91,10 +91,10 @@ func (s *Server) emit(ctx context.Context, ownerUID uint32, member string, signa
 
 // mayHear decides who hears of a VM. Root's
 // connections are half the system's daemons, so they have to subscribe.
-func (s *Server) mayHear(c policy.Caller, subscribed bool, owner uint32) bool {
+func (s *Server) mayHear(c policy.Caller, subscribed subscription, owner uint32) bool {
 	switch {
 	case c.UID == owner && owner != 0, slices.Contains(s.opts.DaemonUIDs, c.UID):
 		return true
 	}
-	return subscribed && (c.Admin() || c.UID == owner)
+	return subscribed == everybodysSignals || subscribed == ownSignals && c.UID == owner
 }

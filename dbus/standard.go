@@ -7,6 +7,8 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"github.com/godbus/dbus/v5/introspect"
+
+	"github.com/auberge-vm/auberge/policy"
 )
 
 const (
@@ -27,6 +29,9 @@ type standardEndpoint struct {
 	in     []Arg
 	answer func(args []any) ([]any, error)
 }
+
+// asks: what it tells is the same for everybody.
+func (e *standardEndpoint) asks() rule { return rule{right: policy.RightAny} }
 
 func (e *standardEndpoint) serve(_ context.Context, c *call) (body, error) {
 	var args []any

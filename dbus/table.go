@@ -173,16 +173,12 @@ func (m *Method) check() error {
 	switch {
 	case m.handle == nil:
 		return errors.New("it has no handler")
-	case !knownRight(m.Right):
+	case !m.Right.Known():
 		return fmt.Errorf("nobody has the right %q", m.Right)
 	case m.Right == policy.RightOwn && (m.Request == nil || ownerField(m.Request) == nil):
 		return errors.New("its request names no owner")
 	}
 	return nil
-}
-
-func knownRight(r policy.Right) bool {
-	return r == policy.RightOwn || r == policy.RightAny || r == policy.RightDaemon
 }
 
 // ownerField returns the field with the owner word (requests

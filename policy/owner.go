@@ -25,10 +25,6 @@ type Caller struct {
 	Groups []uint32
 }
 
-// Admin says whether the caller has the administrator's right over other
-// people's VMs. Until polkit decides, that is uid 0.
-func (c Caller) Admin() bool { return c.UID == 0 }
-
 // An Owner says whose VMs a request is about: the user and the label inside
 // the user's own name space.
 type Owner struct {
@@ -47,27 +43,18 @@ type Owner struct {
 type Subject struct {
 	Caller Caller
 	Owner  Owner
+	// Everybody is set when a call that names no owner is about everybody's
+	// VMs: uid 0's are.
+	Everybody bool
 }
-
-// A Right is what a caller must have to use a method.
-type Right string
-
-const (
-	// RightOwn allows a method on the caller's own VMs, and on somebody
-	// else's to an administrator.
-	RightOwn Right = "own"
-	// RightAny allows a method that concerns no VM to every caller.
-	RightAny Right = "any"
-	// RightDaemon is for Auberge's own daemons.
-	RightDaemon Right = "daemon"
-)
 
 var (
 	digits = regexp.MustCompile(`^[0-9]{1,10}$`)
 	label  = regexp.MustCompile(`^[0-9A-Za-z_-]{1,64}$`)
 )
 
-// A UserLookup tells whether a uid belongs to a user of this machine.
+// A UserLookup tells whether a uid belongs to a user of this machine, or to one
+// who was removed and left something.
 type UserLookup func(uid uint32) bool
 
 // UserExists asks the system's user database.
@@ -78,10 +65,11 @@ func UserExists(uid uint32) bool {
 
 // ResolveOwner reads the owner word of a request. Empty, or the caller's own
 // uid, is the caller. Up to ten digits are always a uid: another user's needs
-// the administrator's right, and one that does not exist is refused alike, so
-// that nobody learns from the answer who has an account. Any other word of
+// the administrator's right, which admin is asked for only then and refuses
+// with an error. Whether that user exists matters after that, so that nobody
+// else learns from the answer who has an account. Any other word of
 // [0-9A-Za-z_-]{1,64} is a label inside the caller's own name space.
-func ResolveOwner(c Caller, word string, exists UserLookup) (Owner, error) {
+func ResolveOwner(c Caller, word string, admin func() error, exists UserLookup) (Owner, error) {
 	own := strconv.FormatUint(uint64(c.UID), 10)
 	switch {
 	case word == "":
@@ -93,11 +81,11 @@ func ResolveOwner(c Caller, word string, exists UserLookup) (Owner, error) {
 		if err == nil && uint32(n) == c.UID {
 			return Owner{UID: c.UID, Word: word}, nil
 		}
-		if !c.Admin() {
-			return Owner{}, fmt.Errorf("%w: owner %q is not the caller (uid %d); only an administrator may act on another user's VMs", ErrDenied, word, c.UID)
+		if denied := admin(); denied != nil {
+			return Owner{}, fmt.Errorf("owner %q is not the caller (uid %d): %w", word, c.UID, denied)
 		}
 		if err != nil || !exists(uint32(n)) {
-			return Owner{}, fmt.Errorf("%w: there is no user with uid %s", ErrDenied, word)
+			return Owner{}, fmt.Errorf("%w: there is no user with uid %s, nor anything that one has left", ErrDenied, word)
 		}
 		return Owner{UID: uint32(n), Word: word}, nil
 	case label.MatchString(word):

@@ -9,6 +9,16 @@ import (
 	"github.com/auberge-vm/auberge/policy"
 )
 
+// asRoot gives the administrator's right to uid 0.
+func asRoot(c policy.Caller) func() error {
+	return func() error {
+		if c.UID == 0 {
+			return nil
+		}
+		return policy.ErrDenied
+	}
+}
+
 func TestResolveOwner(t *testing.T) {
 	alice, root := policy.Caller{UID: 64101}, policy.Caller{UID: 0}
 	exists := func(uid uint32) bool { return uid == 64101 || uid == 64102 || uid == 0 }
@@ -54,7 +64,7 @@ func TestResolveOwner(t *testing.T) {
 		"digits of another alphabet":   {caller: alice, word: "٦٤١٠١", err: policy.ErrOwner},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := policy.ResolveOwner(test.caller, test.word, exists)
+			got, err := policy.ResolveOwner(test.caller, test.word, asRoot(test.caller), exists)
 			if !errors.Is(err, test.err) || got != test.want {
 				t.Errorf("got %+v, %v; want %+v, %v", got, err, test.want, test.err)
 			}
@@ -66,10 +76,26 @@ func TestResolveOwner(t *testing.T) {
 func TestResolveOwnerTellsNothing(t *testing.T) {
 	alice := policy.Caller{UID: 64101}
 	is := func(b bool) policy.UserLookup { return func(uint32) bool { return b } }
-	_, there := policy.ResolveOwner(alice, "64102", is(true))
-	_, away := policy.ResolveOwner(alice, "64102", is(false))
+	_, there := policy.ResolveOwner(alice, "64102", asRoot(alice), is(true))
+	_, away := policy.ResolveOwner(alice, "64102", asRoot(alice), is(false))
 	if there == nil || away == nil || there.Error() != away.Error() {
 		t.Errorf("a user that exists: %v; one that does not: %v", there, away)
+	}
+}
+
+// The administrator's right is asked for when it is needed: a question may put
+// a dialog on somebody's screen.
+func TestTheRightIsAskedForOnlyForOthers(t *testing.T) {
+	alice := policy.Caller{UID: 64101}
+	for word, want := range map[string]int{"": 0, "64101": 0, "0064101": 0, "x": 0, "a/b": 0, "64102": 1, "0": 1, "9999999999": 1} {
+		asked := 0
+		policy.ResolveOwner(alice, word, func() error { asked++; return policy.ErrDenied }, func(uint32) bool {
+			t.Errorf("%q: the user was looked up before the right was there", word)
+			return true
+		})
+		if asked != want {
+			t.Errorf("%q: asked %d times, want %d", word, asked, want)
+		}
 	}
 }
 

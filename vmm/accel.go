@@ -36,9 +36,13 @@ func (l *Launcher) ProbeAccel(ctx context.Context, kernel, cache string) (AccelC
 			return c, nil
 		}
 	}
-	c, err := l.probe(ctx, kernel)
+	probe := l.probe
+	if l.Units != nil {
+		probe = l.probeUnit
+	}
+	c, err := probe(ctx, kernel)
 	if err != nil {
-		return AccelChoice{}, err
+		return AccelChoice{}, fmt.Errorf("probe the accelerator: %w", err)
 	}
 	c.Boot = id
 	b, err := json.Marshal(c)
@@ -55,19 +59,19 @@ func (l *Launcher) probe(ctx context.Context, kernel string) (AccelChoice, error
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := l.start(cmd); err != nil {
-		return AccelChoice{}, fmt.Errorf("probe the accelerator: %w", err)
+		return AccelChoice{}, err
 	}
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
 	defer stop()
 	if err := cmd.Wait(); err != nil {
-		return AccelChoice{}, fmt.Errorf("probe the accelerator: %w: %s", err, LastLines(errs.Bytes(), 3))
+		return AccelChoice{}, fmt.Errorf("%w: %s", err, LastLines(errs.Bytes(), 3))
 	}
 	word, why, _ := strings.Cut(out.String(), "\n")
 	switch Accel(word) {
 	case AccelKVM, AccelTCG:
 		return AccelChoice{Accel: Accel(word), Why: strings.TrimSpace(why)}, nil
 	}
-	return AccelChoice{}, fmt.Errorf("probe the accelerator: %s answered %q", l.Program, word)
+	return AccelChoice{}, fmt.Errorf("%s answered %q", l.Program, word)
 }
 
 func (l *Launcher) start(cmd *exec.Cmd) error {

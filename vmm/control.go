@@ -10,12 +10,10 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"runtime"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/auberge-vm/auberge/seqpacket"
 	"github.com/auberge-vm/auberge/vmm/crash"
 )
 
@@ -43,11 +41,15 @@ const (
 	opResume    operation = "resume"    // let them go on
 	opListen    operation = "listen"    // a listening socket for one more port
 	opResize    operation = "resize"    // change a disk's size
+	opProbe     operation = "probe"     // find out whether KVM runs guests
 )
 
 type request struct {
 	Op   operation `json:"op"`
 	Spec *Spec     `json:"spec,omitempty"`
+	// Record says that the last file of a launch is where the exit record is to
+	// be written.
+	Record bool `json:"record,omitempty"`
 	// Reason is why a stop was asked, for the exit record.
 	Reason string `json:"reason,omitempty"`
 	// Port is the port to listen on.
@@ -63,6 +65,8 @@ type reply struct {
 	Ports   []uint32 `json:"ports,omitempty"`
 	Console []byte   `json:"console,omitempty"`
 	Exit    *Exit    `json:"exit,omitempty"`
+	// NoKVM is why KVM cannot be used, after a probe.
+	NoKVM string `json:"no_kvm,omitempty"`
 
 	// pid is the process that sent the reply, as the kernel says.
 	pid int
@@ -77,43 +81,16 @@ type Status struct {
 	Paused bool `json:"paused,omitempty"`
 }
 
+// packets bounds what goes over the control socket.
+var packets = seqpacket.Limits{Bytes: maxPacket, Files: maxFiles}
+
 // sendPacket writes one JSON packet with descriptors.
 func sendPacket(c *net.UnixConn, v any, files []*os.File) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	if len(b) > maxPacket {
-		return fmt.Errorf("control packet of %d bytes is longer than %d", len(b), maxPacket)
-	}
-	if len(files) > maxFiles {
-		return fmt.Errorf("%d descriptors are more than %d", len(files), maxFiles)
-	}
-	var oob []byte
-	if len(files) > 0 {
-		fds := make([]int, len(files))
-		for i, f := range files {
-			if fds[i], err = rawFD(f); err != nil {
-				return err
-			}
-		}
-		oob = unix.UnixRights(fds...)
-	}
-	_, _, err = c.WriteMsgUnix(b, oob, nil)
-	runtime.KeepAlive(files)
-	return err
-}
-
-// rawFD returns the descriptor without changing its mode, which File.Fd would:
-// a listening socket shares it with whoever accepts on it.
-func rawFD(f *os.File) (int, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	n := -1
-	err = raw.Control(func(fd uintptr) { n = int(fd) })
-	return n, err
+	return packets.Send(c, b, files)
 }
 
 // receivePacket reads one JSON packet and its descriptors. At the end of the
@@ -126,73 +103,15 @@ func receivePacket(c *net.UnixConn, v any) ([]*os.File, error) {
 // receiveFrom tells the sender's process ID too, zero where the socket does
 // not ask for it.
 func receiveFrom(c *net.UnixConn, v any) (files []*os.File, pid int, err error) {
-	size, err := nextPacket(c)
+	p, err := packets.Receive(c)
 	if err != nil {
 		return nil, 0, err
 	}
-	b := make([]byte, min(size, maxPacket)+1)
-	oob := make([]byte, unix.CmsgSpace(maxFiles*4)+unix.CmsgSpace(unix.SizeofUcred))
-	n, oobn, flags, _, err := c.ReadMsgUnix(b, oob)
-	// Descriptors can come with an empty packet too, which looks like the end.
-	files, pid, ferr := parseControl(oob[:oobn])
-	switch {
-	case err != nil:
-	case ferr != nil:
-		err = ferr
-	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
-		err = errors.New("control packet is truncated")
-	default:
-		if err = json.Unmarshal(b[:n], v); err != nil {
-			err = fmt.Errorf("control packet: %w", err)
-		}
+	if err := json.Unmarshal(p.Data, v); err != nil {
+		closeAll(p.Files)
+		return nil, 0, fmt.Errorf("control packet: %w", err)
 	}
-	if err != nil {
-		closeAll(files)
-		return nil, 0, err
-	}
-	return files, pid, nil
-}
-
-// nextPacket waits for a packet and returns its size. Whoever watches a VM
-// waits for days, and should not hold a buffer for the longest packet.
-func nextPacket(c *net.UnixConn) (size int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	rerr := raw.Read(func(fd uintptr) bool {
-		for {
-			size, _, err = unix.Recvfrom(int(fd), nil, unix.MSG_PEEK|unix.MSG_TRUNC)
-			if err != unix.EINTR {
-				return err != unix.EAGAIN
-			}
-		}
-	})
-	if err = cmp.Or(rerr, err); err != nil {
-		return 0, fmt.Errorf("wait for a control packet: %w", err)
-	}
-	return size, nil
-}
-
-func parseControl(oob []byte) (files []*os.File, pid int, err error) {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, 0, err
-	}
-	for _, m := range msgs {
-		if cred, err := unix.ParseUnixCredentials(&m); err == nil {
-			pid = int(cred.Pid)
-			continue
-		}
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			continue
-		}
-		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "received"))
-		}
-	}
-	return files, pid, nil
+	return p.Files, p.PID, nil
 }
 
 // gone says whether an error of a call means that no supervisor is there.
@@ -205,11 +124,7 @@ func gone(err error) bool {
 	return false
 }
 
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		f.Close()
-	}
-}
+func closeAll(files []*os.File) { seqpacket.CloseAll(files) }
 
 // call performs one request on a fresh connection, to whose reply no
 // descriptors belong.
@@ -263,44 +178,16 @@ func dialControl(ctx context.Context, path string) (*net.UnixConn, error) {
 		return nil, fmt.Errorf("reach the VM's supervisor: %w", err)
 	}
 	u := c.(*net.UnixConn)
-	if err := askForSender(u); err != nil {
+	if err := seqpacket.AskForSender(u); err != nil {
 		u.Close()
 		return nil, err
 	}
 	return u, nil
 }
 
-// askForSender has the kernel say who sent a packet: SO_PEERCRED would name
-// whoever made the listening socket.
-func askForSender(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	if cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) }); cerr != nil {
-		return cerr
-	}
-	return err
-}
-
-func peerCred(c *net.UnixConn) (*unix.Ucred, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var cred *unix.Ucred
-	var cerr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return nil, err
-	}
-	return cred, cerr
-}
-
 // peerUID returns the uid of the process at the other end.
 func peerUID(c *net.UnixConn) (uint32, error) {
-	cred, err := peerCred(c)
+	cred, err := seqpacket.Peer(c)
 	if err != nil {
 		return 0, err
 	}

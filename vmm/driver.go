@@ -30,6 +30,12 @@ type Monitor interface {
 	Close() error
 }
 
+// A Prober is a Driver that can find out whether KVM runs guests, by starting
+// one with a kernel. The error says why KVM cannot be used.
+type Prober interface {
+	Probe(ctx context.Context, kernel string) error
+}
+
 // A Pauser is a Monitor that can stop the VM's processors and let them go on.
 // Both calls may be repeated.
 type Pauser interface {

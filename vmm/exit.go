@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -34,9 +35,14 @@ type Exit struct {
 	Console []byte `json:"console,omitempty"`
 }
 
-func writeExit(dir string, e Exit) error {
+// writeExit leaves the record in an open file, or else in a VM's directory.
+func writeExit(record *os.File, dir string, e Exit) error {
 	b, err := json.Marshal(e)
 	if err != nil {
+		return err
+	}
+	if record != nil {
+		_, err = record.Write(b)
 		return err
 	}
 	return renameio.WriteFile(filepath.Join(dir, exitFile), b, 0o640, renameio.WithTempDir(dir))
@@ -65,6 +71,10 @@ func ReadExit(dir string) (Exit, error) {
 	b, err := io.ReadAll(io.LimitReader(f, maxExit))
 	if err != nil {
 		return Exit{}, err
+	}
+	if len(b) == 0 {
+		// It was handed to a supervisor that never wrote to it.
+		return Exit{}, fmt.Errorf("exit record in %s is empty: %w", dir, fs.ErrNotExist)
 	}
 	var e Exit
 	if err := json.Unmarshal(b, &e); err != nil {

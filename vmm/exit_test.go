@@ -20,7 +20,7 @@ func TestExitRecord(t *testing.T) {
 		t.Errorf("without a record: %v", err)
 	}
 	want := vmm.Exit{Reason: vmm.ExitGuest, Message: "ü\n", Time: time.Unix(1763745600, 5).UTC(), Console: []byte("\x00\xff\x1b")}
-	if err := vmm.WriteExit(dir, want); err != nil {
+	if err := vmm.WriteExit(nil, dir, want); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := vmm.ReadExit(dir); err != nil || !reflect.DeepEqual(got, want) {
@@ -32,7 +32,7 @@ func TestExitRecord(t *testing.T) {
 	}
 	// The largest record that a supervisor writes can be read.
 	want.Console = make([]byte, vmm.ConsoleSize)
-	if err := vmm.WriteExit(dir, want); err != nil {
+	if err := vmm.WriteExit(nil, dir, want); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := vmm.ReadExit(dir); err != nil || len(got.Console) != vmm.ConsoleSize {

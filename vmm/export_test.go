@@ -7,6 +7,7 @@ var (
 	ReceivePacket = receivePacket
 	Call          = call
 	WriteExit     = writeExit
+	EncodeACL     = encodeACL
 )
 
 type (
@@ -50,3 +51,6 @@ func (m *Machine) Await() error {
 	m.awaitProcesses()
 	return err
 }
+
+// Sockets is the directory of the VM's sockets.
+func (m *Machine) Sockets() string { return m.sockets }

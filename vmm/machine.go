@@ -28,6 +28,9 @@ type Launcher struct {
 	// Start starts the command as the user under which VMs run. The command's
 	// own credentials are not set yet. Nil means cmd.Start.
 	Start func(cmd *exec.Cmd) error
+	// Units, where it is not nil, has VMs run as units of the service manager.
+	// The other fields then do not count: it is the unit that says them.
+	Units *Units
 
 	grace time.Duration // stageGrace, but in tests
 }
@@ -37,6 +40,12 @@ type Launcher struct {
 type Machine struct {
 	Dir  string
 	Spec *Spec
+
+	// sockets is the directory that the supervisor works in.
+	sockets string
+	// unit is the VM's, empty where the supervisor is a process of ours.
+	unit    string
+	manager ServiceManager
 
 	pid int
 	// process is the supervisor, held by a pidfd.
@@ -61,6 +70,9 @@ type Machine struct {
 // files that the spec counts on. On failure nothing of it runs any more; the
 // exit record, if there is one, is still in dir. The files stay the caller's.
 func (l *Launcher) Launch(ctx context.Context, dir string, spec *Spec, files []*os.File) (*Machine, error) {
+	if l.Units != nil {
+		return l.launchUnit(ctx, dir, spec, files)
+	}
 	m := newMachine(dir, l.grace)
 	m.Spec = spec
 	if err := l.startSupervisor(m); err != nil {
@@ -76,7 +88,7 @@ func (l *Launcher) Launch(ctx context.Context, dir string, spec *Spec, files []*
 }
 
 func newMachine(dir string, grace time.Duration) *Machine {
-	m := &Machine{Dir: dir, grace: cmp.Or(grace, stageGrace), watched: make(chan struct{}), done: make(chan struct{})}
+	m := &Machine{Dir: dir, sockets: dir, grace: cmp.Or(grace, stageGrace), watched: make(chan struct{}), done: make(chan struct{})}
 	m.over, m.finish = context.WithCancel(context.Background())
 	return m
 }
@@ -132,7 +144,7 @@ func makeLifeline() (read, write *os.File, err error) {
 }
 
 func (m *Machine) launch(ctx context.Context, files []*os.File) error {
-	r, err := call(ctx, m.control(), request{Op: opLaunch, Spec: m.Spec}, files)
+	r, err := call(ctx, m.control(), request{Op: opLaunch, Spec: m.Spec, Record: m.unit != ""}, files)
 	if err == nil {
 		m.pid = r.Status.PID
 		err = m.follow(ctx)
@@ -150,10 +162,19 @@ func (m *Machine) launch(ctx context.Context, files []*os.File) error {
 	return err
 }
 
-// Attach finds the VM in dir again. The error is ErrGone when its supervisor
-// is not there any more; its exit record then tells the rest.
+// Attach finds the VM in dir again, which a daemon like this one has launched.
+// The error is ErrGone when its supervisor is not there any more; its exit
+// record then tells the rest.
 func Attach(ctx context.Context, dir string) (*Machine, error) {
-	m := newMachine(dir, 0)
+	return (&Launcher{}).Attach(ctx, dir)
+}
+
+// Attach finds the VM in dir again, which was launched as this launcher does.
+func (l *Launcher) Attach(ctx context.Context, dir string) (*Machine, error) {
+	m, err := l.machineIn(dir)
+	if err != nil {
+		return nil, err
+	}
 	if err := m.attach(ctx); err != nil {
 		if m.lifeline != nil {
 			m.lifeline.Close()
@@ -167,24 +188,10 @@ func Attach(ctx context.Context, dir string) (*Machine, error) {
 }
 
 func (m *Machine) attach(ctx context.Context) error {
-	first, err := call(ctx, m.control(), request{Op: opStatus}, nil)
+	r, err := m.identify(ctx)
 	if err != nil {
 		return err
 	}
-	if m.process, err = os.FindProcess(first.pid); err != nil {
-		return err
-	}
-	// That it still answers shows that the handle is not on a process which
-	// got the number later.
-	r, files, err := callForFiles(ctx, m.control(), request{Op: opStatus}, nil)
-	if err != nil {
-		return err
-	}
-	if len(files) != 1 || r.pid != first.pid || r.Status == nil {
-		closeAll(files)
-		return errors.New("the VM's supervisor gave no sensible answer")
-	}
-	m.lifeline = files[0]
 	if r.Status.Spec == nil || r.Status.PID == 0 {
 		// Whoever meant to give it one is not there any more.
 		m.Kill()
@@ -193,6 +200,29 @@ func (m *Machine) attach(ctx context.Context) error {
 	}
 	m.Spec, m.pid, m.paused = r.Status.Spec, r.Status.PID, r.Status.Paused
 	return m.follow(ctx)
+}
+
+// identify gets hold of the supervisor and its lifeline.
+func (m *Machine) identify(ctx context.Context) (*reply, error) {
+	first, err := call(ctx, m.control(), request{Op: opStatus}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if m.process, err = os.FindProcess(first.pid); err != nil {
+		return nil, err
+	}
+	// That it still answers shows that the handle is not on a process which
+	// got the number later.
+	r, files, err := callForFiles(ctx, m.control(), request{Op: opStatus}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if len(files) != 1 || r.pid != first.pid || r.Status == nil {
+		closeAll(files)
+		return nil, errors.New("the VM's supervisor gave no sensible answer")
+	}
+	m.lifeline = files[0]
+	return r, nil
 }
 
 // ErrGone says that a VM's supervisor does not run any more.
@@ -312,7 +342,7 @@ func (m *Machine) letGo() {
 	m.process.Release()
 }
 
-func (m *Machine) control() string { return filepath.Join(m.Dir, controlSocket) }
+func (m *Machine) control() string { return filepath.Join(m.sockets, controlSocket) }
 
 func (m *Machine) guest(port uint32) vsock.Addr {
 	return vsock.Addr{VM: m.Spec.ID, CID: m.Spec.Vsock.CID, Port: port}
@@ -340,7 +370,7 @@ func (m *Machine) Dial(ctx context.Context, port uint32) (*vsock.Conn, error) {
 	if m.Spec.Vsock.Mode == vsock.ModeKernel {
 		return vsock.DialKernel(ctx, m.guest(port))
 	}
-	return vsock.DialUser(ctx, filepath.Join(m.Dir, VsockSocket), m.guest(port))
+	return vsock.DialUser(ctx, filepath.Join(m.sockets, VsockSocket), m.guest(port))
 }
 
 // Console returns the tail of the guest's console.
@@ -380,5 +410,10 @@ func (m *Machine) Stop(ctx context.Context, reason string) error {
 // Kill kills the supervisor, and with it every process of the VM: the last
 // resort when it does not answer.
 func (m *Machine) Kill() error {
+	if m.unit != "" {
+		ctx, cancel := context.WithTimeout(context.Background(), m.grace)
+		defer cancel()
+		return m.manager.KillUnit(ctx, m.unit)
+	}
 	return m.process.Kill()
 }

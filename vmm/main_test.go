@@ -41,6 +41,8 @@ func TestMain(m *testing.M) {
 		switch os.Args[1] {
 		case "run":
 			os.Exit(supervise())
+		case "unit":
+			os.Exit(superviseUnit())
 		case "hypervisor":
 			os.Exit(hypervise(os.Args[2]))
 		case "--guest-cid":

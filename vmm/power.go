@@ -176,7 +176,7 @@ func (s *Supervisor) forgetUnused() {
 			continue
 		}
 		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			s.cfg.Log.Warn("remove what a listener has left", "port", port, "err", err)
+			s.log().Warn("remove what a listener has left", "port", port, "err", err)
 			continue
 		}
 		delete(s.extra, port)

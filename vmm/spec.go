@@ -14,6 +14,10 @@ type Spec struct {
 	// ID names the VM on the host: a word of [0-9a-z], unique while the VM
 	// lives. It is what appears on command lines and never what a user wrote.
 	ID string `json:"id"`
+	// Name and Owner are what people call the VM and its owner. They go into
+	// the supervisor's log and nowhere else.
+	Name  string `json:"name,omitempty"`
+	Owner string `json:"owner,omitempty"`
 	// Accel is the accelerator, AccelKVM or AccelTCG.
 	Accel     Accel `json:"accel"`
 	CPUs      int   `json:"cpus"`

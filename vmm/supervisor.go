@@ -9,11 +9,17 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/auberge-vm/auberge/seqpacket"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
@@ -24,6 +30,10 @@ const stageGrace = 10 * time.Second
 // launchGrace is how long a supervisor waits for its VM: the daemon that
 // started it may have died before it could say more.
 const launchGrace = 30 * time.Second
+
+// consoleLines is how much of the console of a VM that did not end in order
+// goes into the log.
+const consoleLines = 50
 
 // acceptPause is how long a supervisor that is short of something, descriptors
 // for example, waits before it accepts again.
@@ -51,6 +61,8 @@ type SupervisorConfig struct {
 type Supervisor struct {
 	cfg     SupervisorConfig
 	console *Ring
+	// named is the log once it is known whose VM this is.
+	named atomic.Pointer[slog.Logger]
 
 	mu        sync.Mutex
 	launched  bool
@@ -64,6 +76,10 @@ type Supervisor struct {
 	// extra are the ports for which somebody else listens, or did.
 	extra  map[uint32]bool
 	paused bool
+	// record is where the exit record is to be written, if not in Dir.
+	record *os.File
+	// endProbe ends a probe.
+	endProbe context.CancelFunc
 
 	// stageGrace, launchGrace and backendReady, but in tests.
 	grace, orphan, ready time.Duration
@@ -80,7 +96,7 @@ type Supervisor struct {
 
 // NewSupervisor returns a supervisor that has started nothing yet.
 func NewSupervisor(cfg SupervisorConfig) *Supervisor {
-	return &Supervisor{
+	s := &Supervisor{
 		cfg:       cfg,
 		console:   NewRing(consoleSize),
 		endpoints: map[uint32]*os.File{},
@@ -91,7 +107,11 @@ func NewSupervisor(cfg SupervisorConfig) *Supervisor {
 		ended:     make(chan struct{}),
 		start:     make(chan func()),
 	}
+	s.named.Store(cfg.Log)
+	return s
 }
+
+func (s *Supervisor) log() *slog.Logger { return s.named.Load() }
 
 // Run serves the control socket until the VM has ended or ctx is done, which
 // ends the VM. It must be called from the main goroutine with its OS thread
@@ -143,7 +163,7 @@ func (s *Supervisor) accept() {
 			return
 		}
 		if err != nil {
-			s.cfg.Log.Error("accept on the control socket", "err", err)
+			s.log().Error("accept on the control socket", "err", err)
 			s.endsWithin(acceptPause)
 			continue
 		}
@@ -160,7 +180,7 @@ func (s *Supervisor) serve(c *net.UnixConn) {
 	files, err := receivePacket(c, &req)
 	if err != nil {
 		if !errors.Is(err, io.EOF) {
-			s.cfg.Log.Warn("bad control request", "err", err)
+			s.log().Warn("bad control request", "err", err)
 		}
 		return
 	}
@@ -170,7 +190,7 @@ func (s *Supervisor) serve(c *net.UnixConn) {
 	if err != nil || (uid != s.cfg.PeerUID && uid != 0) {
 		// Refused only now: closed with its request unread, the connection
 		// would end in a reset that overtakes the answer.
-		s.cfg.Log.Warn("refused a control connection", "uid", uid, "err", err)
+		s.log().Warn("refused a control connection", "uid", uid, "err", err)
 		sendPacket(c, reply{Error: fmt.Sprintf("uid %d may not control this VM", uid)}, nil)
 		return
 	}
@@ -179,11 +199,11 @@ func (s *Supervisor) serve(c *net.UnixConn) {
 		defer closeAll(out) // the caller's alone; all others are kept
 	}
 	if err := sendPacket(c, r, out); err != nil {
-		s.cfg.Log.Warn("answer a control request", "op", req.Op, "err", err)
+		s.log().Warn("answer a control request", "op", req.Op, "err", err)
 		if req.Op == opPause {
 			// Whoever asked has given up, and would take the VM for running.
 			if err := s.setPaused(false); err != nil {
-				s.cfg.Log.Error("undo a pause that nobody knows of", "err", err)
+				s.log().Error("undo a pause that nobody knows of", "err", err)
 			}
 		}
 		return
@@ -197,10 +217,16 @@ func (s *Supervisor) handle(req *request, files []*os.File) (reply, []*os.File) 
 	fail := func(err error) (reply, []*os.File) { return reply{Error: err.Error()}, nil }
 	switch req.Op {
 	case opLaunch:
-		if err := s.launch(req.Spec, files); err != nil {
+		if err := s.launch(req, files); err != nil {
 			return fail(err)
 		}
 		return reply{Status: s.status()}, nil
+	case opProbe:
+		why, err := s.probe(files)
+		if err != nil {
+			return fail(err)
+		}
+		return reply{NoKVM: why}, nil
 	case opStatus:
 		return reply{Status: s.status()}, []*os.File{s.cfg.LifelineReader}
 	case opWatch:
@@ -258,7 +284,7 @@ func (s *Supervisor) watch(c *net.UnixConn) {
 	}
 	c.SetWriteDeadline(time.Now().Add(time.Second))
 	if err := sendPacket(c, reply{Exit: &s.exit}, nil); err != nil {
-		s.cfg.Log.Info("a watcher has gone", "err", err)
+		s.log().Info("a watcher has gone", "err", err)
 	}
 }
 
@@ -274,20 +300,11 @@ func (s *Supervisor) status() *Status {
 
 // launch starts the VM's processes. A failure ends the supervisor, which has
 // no other purpose.
-func (s *Supervisor) launch(spec *Spec, files []*os.File) error {
-	s.mu.Lock()
-	again := s.launched
-	s.launched = true
-	s.mu.Unlock()
-	if again {
-		return errors.New("this supervisor has already been given a VM")
+func (s *Supervisor) launch(req *request, files []*os.File) error {
+	if err := s.begin(); err != nil {
+		return err
 	}
-	err := errors.New("the request names no VM")
-	if spec != nil {
-		if err = spec.Check(len(files)); err == nil {
-			err = s.startAll(spec, files)
-		}
-	}
+	err := s.startRequested(req, files)
 	if err != nil {
 		reason := ExitCrashed
 		switch s.stopReason() {
@@ -301,6 +318,97 @@ func (s *Supervisor) launch(spec *Spec, files []*os.File) error {
 		s.finish(Exit{Reason: reason, Message: err.Error()})
 	}
 	return err
+}
+
+// begin lets a supervisor be given something to do once.
+func (s *Supervisor) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.launched {
+		return errors.New("this supervisor has already been given a VM")
+	}
+	s.launched = true
+	return nil
+}
+
+func (s *Supervisor) startRequested(req *request, files []*os.File) error {
+	spec := req.Spec
+	if spec == nil {
+		return errors.New("the request names no VM")
+	}
+	s.named.Store(s.cfg.Log.With("vm", cleanLine(spec.Name), "owner", cleanLine(spec.Owner)))
+	if req.Record {
+		if len(files) == 0 {
+			return errors.New("the exit record's descriptor is missing")
+		}
+		last := len(files) - 1
+		record, err := duplicate(files[last])
+		if err != nil {
+			return fmt.Errorf("keep the exit record: %w", err)
+		}
+		s.mu.Lock()
+		s.record = record
+		s.mu.Unlock()
+		files = files[:last]
+	}
+	if err := spec.Check(len(files)); err != nil {
+		return err
+	}
+	return s.startAll(spec, files)
+}
+
+// duplicate returns a descriptor of its own for an open file, which no process
+// inherits.
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := seqpacket.RawFD(f)
+	if err != nil {
+		return nil, err
+	}
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	runtime.KeepAlive(f)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(n), f.Name()), nil
+}
+
+// probe finds out whether KVM runs guests here, and says why not. A supervisor
+// that was asked ends: it was started for that.
+func (s *Supervisor) probe(files []*os.File) (string, error) {
+	p, ok := s.cfg.Driver.(Prober)
+	switch {
+	case !ok:
+		return "", fmt.Errorf("probe KVM: %w by this hypervisor", errors.ErrUnsupported)
+	case len(files) != 1:
+		return "", fmt.Errorf("probe KVM: %d files came with the request, not one kernel", len(files))
+	}
+	if err := s.begin(); err != nil {
+		return "", err
+	}
+	defer s.finish(Exit{Reason: ExitStopped, Message: "the probe is over"})
+	fd, err := seqpacket.RawFD(files[0])
+	if err != nil {
+		return "", err
+	}
+	// The driver's child is to die with the thread that starts it, which must
+	// not end before.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	s.mu.Lock()
+	s.endProbe = cancel
+	stopping := s.stopping != ""
+	s.mu.Unlock()
+	if stopping {
+		cancel()
+	}
+	err = p.Probe(ctx, fmt.Sprintf("/proc/self/fd/%d", fd))
+	runtime.KeepAlive(files)
+	if err != nil {
+		return err.Error(), nil
+	}
+	return "", nil
 }
 
 // stopReason says why the VM has to end, if it has.
@@ -344,7 +452,7 @@ func (s *Supervisor) startAll(spec *Spec, files []*os.File) error {
 	s.spec, s.hyper = spec, cmd
 	stopped := s.stopping != ""
 	s.mu.Unlock()
-	s.cfg.Log.Info("hypervisor started", "pid", cmd.Process.Pid)
+	s.log().Info("hypervisor started", "pid", cmd.Process.Pid)
 	if stopped {
 		// Whoever asked for it found nothing to end.
 		go s.endHypervisor()
@@ -392,7 +500,7 @@ func (s *Supervisor) attachMonitor(ctx context.Context) {
 	m, err := s.cfg.Driver.Monitor(ctx, monitorSocket)
 	if err != nil {
 		if !errors.Is(ctx.Err(), context.Canceled) {
-			s.cfg.Log.Warn("the hypervisor's monitor does not answer", "err", err)
+			s.log().Warn("the hypervisor's monitor does not answer", "err", err)
 		}
 		return
 	}
@@ -442,10 +550,18 @@ func (s *Supervisor) finish(e Exit) {
 	s.once.Do(func() {
 		e.Time = time.Now()
 		s.exit = e
-		if err := writeExit(s.cfg.Dir, e); err != nil {
-			s.cfg.Log.Error("write the exit record", "err", err)
+		s.mu.Lock()
+		record := s.record
+		s.mu.Unlock()
+		if err := writeExit(record, s.cfg.Dir, e); err != nil {
+			s.log().Error("write the exit record", "err", err)
 		}
-		s.cfg.Log.Info("VM ended", "reason", e.Reason, "message", e.Message)
+		if e.Reason == ExitCrashed || e.Reason == ExitBackend {
+			for line := range strings.Lines(LastLines(e.Console, consoleLines)) {
+				s.log().Warn("last of the guest's console: " + strings.TrimSuffix(line, "\n"))
+			}
+		}
+		s.log().Info("VM ended", "reason", e.Reason, "message", e.Message)
 		close(s.ended)
 	})
 }
@@ -461,8 +577,11 @@ func (s *Supervisor) stop(why string) {
 	if first {
 		s.stopping = why
 	}
-	running := s.hyper != nil
+	running, endProbe := s.hyper != nil, s.endProbe
 	s.mu.Unlock()
+	if endProbe != nil {
+		endProbe()
+	}
 	if first && running {
 		go s.endHypervisor()
 	}
@@ -482,7 +601,7 @@ func (s *Supervisor) endHypervisor() {
 		if err == nil && s.endsWithin(s.grace) {
 			return
 		}
-		s.cfg.Log.Warn("the hypervisor did not quit", "err", err)
+		s.log().Warn("the hypervisor did not quit", "err", err)
 	}
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		if err := hyper.Process.Signal(sig); errors.Is(err, os.ErrProcessDone) {
@@ -491,7 +610,7 @@ func (s *Supervisor) endHypervisor() {
 		if s.endsWithin(s.grace) {
 			return
 		}
-		s.cfg.Log.Warn("the hypervisor ignores a signal", "signal", sig)
+		s.log().Warn("the hypervisor ignores a signal", "signal", sig)
 	}
 }
 

@@ -160,7 +160,7 @@ func TestLaunch(t *testing.T) {
 func checkEndpoints(t *testing.T, m *vmm.Machine) {
 	t.Helper()
 	for _, port := range []uint32{7777, 7778} {
-		call, err := net.Dial("unix", vsock.EndpointPath(filepath.Join(m.Dir, vmm.VsockSocket), port))
+		call, err := net.Dial("unix", vsock.EndpointPath(filepath.Join(m.Sockets(), vmm.VsockSocket), port))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -113,6 +113,16 @@ func DialKernel(ctx context.Context, guest Addr) (*Conn, error) {
 	return c, nil
 }
 
+// FileConn is a stream to a guest that another process has dialled. The file
+// stays the caller's.
+func FileConn(f *os.File, guest Addr) (*Conn, error) {
+	c, err := socket.FileConn(f, guest.String())
+	if err != nil {
+		return nil, opError("dial", Addr{}, guest, err)
+	}
+	return NewConn(kernelConn{c}, localAddr(c), guest), nil
+}
+
 // dialCID uses mdlayher/socket, on which mdlayher/vsock is built, because the
 // latter cannot bind a source port.
 func dialCID(ctx context.Context, cid, port uint32, reserved bool) (*Conn, error) {
@@ -131,13 +141,16 @@ func dialCID(ctx context.Context, cid, port uint32, reserved bool) (*Conn, error
 		s.Close()
 		return nil, opError("dial", Addr{}, remote, err)
 	}
-	local := Addr{}
+	return NewConn(kernelConn{s}, localAddr(s), remote), nil
+}
+
+func localAddr(s *socket.Conn) Addr {
 	if sa, err := s.Getsockname(); err == nil {
 		if vm, ok := sa.(*unix.SockaddrVM); ok {
-			local = Addr{CID: vm.CID, Port: vm.Port}
+			return Addr{CID: vm.CID, Port: vm.Port}
 		}
 	}
-	return NewConn(kernelConn{s}, local, remote), nil
+	return Addr{}
 }
 
 // kernelConn makes a socket.Conn a net.Conn; Conn supplies the addresses.

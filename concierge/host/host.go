@@ -18,6 +18,9 @@ type Host struct {
 	// Resolver is the resolver's configuration; empty means /etc/resolv.conf,
 	// or what systemd-resolved really asks where that names only itself.
 	Resolver string
+	// Passwd is the file of accounts; empty means /etc/passwd, and then
+	// whatever else the machine's name service knows.
+	Passwd string
 }
 
 // DNS is a resolver's configuration.

@@ -21,6 +21,8 @@ const (
 	DNSChanged
 	// NetworkChanged: the machine reaches the world by another way.
 	NetworkChanged
+	// UsersChanged: accounts were added, removed or changed.
+	UsersChanged
 )
 
 // settle is how long files are left alone after a change: programs write them
@@ -38,6 +40,7 @@ type Watcher struct {
 	zone     string
 	dns      DNS
 	gateways string
+	accounts fileMark
 }
 
 // Watch begins to watch. What cannot be watched is logged and left out.
@@ -47,19 +50,35 @@ func (h Host) Watch(log *slog.Logger) (*Watcher, error) {
 		return nil, fmt.Errorf("watch the host's time zone and resolver: %w", err)
 	}
 	w := &Watcher{host: h, log: log, files: files}
-	for _, f := range []string{h.localtime(), h.resolver(), resolvedUpstream} {
+	for _, f := range []string{h.localtime(), h.resolver(), resolvedUpstream, h.passwd()} {
 		if err := files.Add(filepath.Dir(f)); err != nil && f != resolvedUpstream {
 			log.Warn("changes of a file will not be noticed", "file", f, "err", err)
 		}
 	}
 	w.followResolver()
 	w.routes, w.stop = watchRoutes(log)
+	w.accounts = markOf(h.passwd())
 	w.zone, _ = h.Timezone()
 	w.dns, _ = h.DNS()
 	if w.gateways, err = defaultGateways(); err != nil {
 		log.Warn("read the host's routes", "err", err)
 	}
 	return w, nil
+}
+
+// A fileMark tells versions of a file apart.
+type fileMark struct {
+	inode        uint64
+	size         int64
+	mtime, ctime unix.Timespec
+}
+
+func markOf(path string) fileMark {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return fileMark{}
+	}
+	return fileMark{st.Ino, st.Size, st.Mtim, st.Ctim}
 }
 
 // maxLinks is how many links in a row are followed.
@@ -129,6 +148,10 @@ func (w *Watcher) look(changed func(Change)) {
 		w.dns = d
 		changed(DNSChanged)
 	}
+	if m := markOf(w.host.passwd()); m != w.accounts {
+		w.accounts = m
+		changed(UsersChanged)
+	}
 	if g, err := defaultGateways(); err != nil {
 		// Most likely they are being changed, and then there is more to come.
 		w.log.Debug("read the host's routes", "err", err)
@@ -183,6 +206,8 @@ func (c Change) String() string {
 		return "name servers"
 	case NetworkChanged:
 		return "network"
+	case UsersChanged:
+		return "users"
 	}
 	return fmt.Sprintf("change %d", int(c))
 }

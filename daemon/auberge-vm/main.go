@@ -49,7 +49,7 @@ func command() *cobra.Command {
 	var p programs
 	root.PersistentFlags().StringVar(&p.qemu.Path, "qemu", "qemu-system-x86_64", "the QEMU program")
 	root.PersistentFlags().StringVar(&p.backend, "vsock-backend", "vhost-device-vsock", "the program that serves vsock in user mode")
-	root.AddCommand(runCommand(&p), probeCommand(&p), cleanCommand())
+	root.AddCommand(runCommand(&p), unitCommand(&p), probeCommand(&p), cleanCommand())
 	return root
 }
 
@@ -86,8 +86,27 @@ func cleanCommand() *cobra.Command {
 
 func run(peerUID uint32, driver vmm.Driver, backend string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	// The daemon shares a group with this process and needs the sockets;
-	// nobody else does.
+	if err := protect(log); err != nil {
+		return err
+	}
+	control, err := controlListener()
+	if err != nil {
+		return err
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	return supervise(vmm.SupervisorConfig{
+		Dir: dir, Control: control, Lifeline: inherited(lifelineFD, "lifeline"),
+		LifelineReader: inherited(lifelineReaderFD, "lifeline reader"), PeerUID: peerUID, Driver: driver, Backend: backend, Log: log,
+	})
+}
+
+// protect prepares the process for what it will start.
+func protect(log *slog.Logger) error {
+	// The daemon shares a group with this process, or is on the directory's
+	// access list, and needs the sockets; nobody else does.
 	unix.Umask(0o007)
 	// A hypervisor that was broken into runs as the same user and must not be
 	// able to trace its supervisor.
@@ -98,20 +117,13 @@ func run(peerUID uint32, driver vmm.Driver, backend string) error {
 		return fmt.Errorf("become a subreaper: %w", err)
 	}
 	raiseFileLimit(log)
-	control, err := controlListener()
-	if err != nil {
-		return err
-	}
-	dir, err := os.Getwd()
-	if err != nil {
-		return err
-	}
+	return nil
+}
+
+func supervise(cfg vmm.SupervisorConfig) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	return vmm.NewSupervisor(vmm.SupervisorConfig{
-		Dir: dir, Control: control, Lifeline: inherited(lifelineFD, "lifeline"),
-		LifelineReader: inherited(lifelineReaderFD, "lifeline reader"), PeerUID: peerUID, Driver: driver, Backend: backend, Log: log,
-	}).Run(ctx)
+	return vmm.NewSupervisor(cfg).Run(ctx)
 }
 
 // raiseFileLimit gives the children every descriptor they may have: at 1,024

@@ -80,20 +80,8 @@ func xdg(variable, below string) string {
 	return filepath.Join(home, below)
 }
 
-// Logger logs to standard error, without the time under systemd, whose
-// journal has its own.
-func (o *Options) Logger() *slog.Logger {
-	h := &slog.HandlerOptions{Level: o.LogLevel}
-	if os.Getenv("JOURNAL_STREAM") != "" {
-		h.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		}
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, h))
-}
+// Logger is the daemon's log.
+func (o *Options) Logger() *slog.Logger { return Logger(o.LogLevel) }
 
 // LookupUser finds a user by name or number, with the user's groups: that of
 // /dev/kvm is often one of them.

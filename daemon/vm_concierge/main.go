@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	sddaemon "github.com/coreos/go-systemd/v22/daemon"
@@ -38,6 +39,8 @@ func main() {
 		},
 	}
 	o.addFlags(cmd.Flags())
+	cmd.AddCommand(stopGuestsCommand())
+	cmd.CompletionOptions.DisableDefaultCmd = true
 	if err := cmd.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "vm_concierge:", err)
 		os.Exit(1)
@@ -51,10 +54,13 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
+	bus := dbus.Options{Bus: o.Bus, Log: log, BroadcastSignals: o.Broadcast}
+	if err := o.rights(&bus); err != nil {
+		return err
+	}
 	events := &events{log: log, ready: make(chan struct{}), over: make(chan struct{})}
 	cfg.Events = events
-	busOptions := dbus.Options{Bus: o.Bus, Log: log, BroadcastSignals: o.Broadcast}
-	serveMetrics, err := o.measure(log, &cfg, &busOptions)
+	serveMetrics, err := o.measure(log, &cfg, &bus)
 	if err != nil {
 		return err
 	}
@@ -64,10 +70,11 @@ func run(ctx context.Context, o *options) error {
 	}
 	defer service.Close()
 	defer close(events.over) // or Close would wait for a bus, once for each signal
+	bus.UserExists = func(uid uint32) bool { return policy.UserExists(uid) || service.Keeps(uid) }
 	server, err := dbus.New(
 		[]dbus.Service{dbus.ConciergeService(service)},
 		[]dbus.OwnInterface{dbus.Concierge1Interface(own{service})},
-		busOptions)
+		bus)
 	if err != nil {
 		return err
 	}
@@ -77,6 +84,11 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	defer endMetrics()
+	ctx, cancel := context.WithCancel(ctx)
+	var listening sync.WaitGroup
+	defer listening.Wait()
+	defer cancel()
+	listening.Go(func() { dbus.NewLogind(o.Bus, log, service).Run(ctx) })
 	return server.Run(ctx, func() {
 		close(events.ready)
 		log.Info("ready", "bus", o.Bus)

@@ -15,9 +15,16 @@ import (
 	"github.com/auberge-vm/auberge/concierge"
 	"github.com/auberge-vm/auberge/concierge/host"
 	"github.com/auberge-vm/auberge/daemon/setup"
+	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
 	"github.com/auberge-vm/auberge/vsock"
+)
+
+// Where the VMs' units are, and their directories: the unit's RuntimeDirectory.
+const (
+	vmTemplate = "auberge-vm@.service"
+	vmUnitsDir = "/run/auberge-vm"
 )
 
 type options struct {
@@ -26,11 +33,16 @@ type options struct {
 	qemu       string
 	backend    string
 	vmUser     string
+	units      bool
 	network    string
 	pool       string
 	localtime  string
 	resolver   string
+	passwd     string
+	logout     string
 	vulnerable bool
+	polkit     string
+	daemons    []string
 	space      time.Duration
 	metrics    string
 	// metricsGroup may read the metrics, besides the service's own user.
@@ -48,10 +60,15 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.qemu, "qemu", "qemu-system-x86_64", "the QEMU program")
 	f.StringVar(&o.backend, "vsock-backend", "vhost-device-vsock", "the program that serves vsock in user mode")
 	f.StringVar(&o.vmUser, "vm-user", "auberge-vm", "the user under which VMs run, when this service may switch users")
+	f.BoolVar(&o.units, "vm-units", false, "run VMs as units of systemd, auberge-vm@ID.service: their programs, user and limits are what the unit says")
 	f.StringVar(&o.network, "network", "user", "what VMs reach unless their owner chose otherwise: none, restricted or user")
 	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
 	f.StringVar(&o.localtime, "localtime", "", "the link that names the guests' time zone (default /etc/localtime)")
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
+	f.StringVar(&o.passwd, "passwd", "", "the file of the machine's accounts: VMs of an account that is removed are stopped (default /etc/passwd, and what else the name service knows)")
+	f.StringVar(&o.logout, "logout", string(concierge.LogoutKeep), "what becomes of a user's VMs when the user's last session ends: keep, stop or suspend")
+	f.StringVar(&o.polkit, "polkit", "off", "required: polkit decides who may use VMs and who may manage other people's, and nobody is let in when it cannot be asked; off: every user may use VMs, and root alone manages other people's")
+	f.StringSliceVar(&o.daemons, "daemon-users", nil, "users of Auberge's other daemons, which hear of everybody's VMs")
 	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
 	f.StringVar(&o.metrics, "metrics", "", "serve metrics for Prometheus on this Unix socket")
 	f.StringVar(&o.metricsGroup, "metrics-group", "", "a group that may read the metrics, which the service's user has to be in (default: nobody else)")
@@ -65,9 +82,10 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 		StateDir: o.StateDir, RuntimeDir: o.RuntimeDir, ImageDir: o.ImageDir,
 		Network: concierge.NetworkMode(o.network), VMGroup: -1,
 		Opener: &policy.Opener{}, Log: log,
-		Host:               host.Host{Localtime: o.localtime, Resolver: o.resolver},
+		Host:               host.Host{Localtime: o.localtime, Resolver: o.resolver, Passwd: o.passwd},
 		AllowVulnerableCPU: o.vulnerable,
 		SpaceInterval:      o.space,
+		Logout:             concierge.LogoutPolicy(o.logout),
 	}
 	var err error
 	if cfg.Pool, err = netip.ParsePrefix(o.pool); err != nil {
@@ -80,6 +98,9 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 		return cfg, err
 	}
 	cfg.Quota.Check(log)
+	if !cfg.Logout.Valid() {
+		return cfg, fmt.Errorf("--logout %q: must be keep, stop or suspend", o.logout)
+	}
 	if !cfg.Network.Valid() {
 		return cfg, fmt.Errorf("--network %q: must be none, restricted or user", o.network)
 	}
@@ -104,9 +125,33 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	return cfg, nil
 }
 
+// rights makes what the bus has to know about who may do what.
+func (o *options) rights(b *dbus.Options) error {
+	switch o.polkit {
+	case "required":
+		b.Polkit = true
+	case "off":
+	default:
+		return fmt.Errorf("--polkit %q: must be required or off", o.polkit)
+	}
+	for _, name := range o.daemons {
+		cred, err := setup.LookupUser(name)
+		if err != nil {
+			return fmt.Errorf("--daemon-users: %w", err)
+		}
+		b.DaemonUIDs = append(b.DaemonUIDs, cred.UID)
+	}
+	return nil
+}
+
 // launcher decides how VMs are started, and as whom: never as root and never
 // with a capability.
 func (o *options) launcher(cfg *concierge.Config, log *slog.Logger) error {
+	if o.units {
+		cfg.Launcher = &vmm.Launcher{Units: &vmm.Units{
+			Manager: &dbus.Systemd{Bus: o.Bus}, Template: vmTemplate, Dir: vmUnitsDir}}
+		return nil
+	}
 	program, err := o.supervisorPath()
 	if err != nil {
 		return err

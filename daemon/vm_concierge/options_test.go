@@ -50,6 +50,7 @@ func TestOptionsAreChecked(t *testing.T) {
 		"--accel":        {"--accel", "xen"},
 		"--vsock":        {"--vsock", "tcp"},
 		"--network":      {"--network", "bridge"},
+		"--logout":       {"--logout", "lock"},
 		"--address-pool": {"--address-pool", "10.0.0.0"},
 		"USER:vms=4":     {"--quota", "alice"},
 	}

@@ -9,6 +9,7 @@ export LC_ALL=C DEBIAN_FRONTEND=noninteractive PATH="$PATH:/usr/sbin:/sbin"
 
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/apt.sh"
+. "$here/vsock.sh"
 
 # package, a command or file that shows that it is there, what it is for
 needs='
@@ -24,6 +25,12 @@ xz-utils               xz                                 guest image: kernel an
 zstd                   zstd                               guest image: the same, newer kernels
 uidmap                 newuidmap                          guest image: without root
 debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg  checking what is fetched
+lintian                lintian                            packages: checking Debian's
+rpm                    rpm                                packages: checking the others
+nodejs                 node                               the example client in JavaScript
+npm                    npm                                the libraries it uses
+python3-jeepney        /usr/lib/python3/dist-packages/jeepney  the example client in Python
+python3-protobuf       /usr/lib/python3/dist-packages/google/protobuf  the same
 util-linux             setpriv                            other users in tests
 btrfs-progs            mkfs.btrfs                         stateful disks
 e2fsprogs              mkfs.ext4                          disks in tests
@@ -84,13 +91,9 @@ install_vsock() {
 	say "this release has no vhost-device-vsock: taking Debian's package from sid, and nothing else"
 	work=$(mktemp -d) # not local: removed when the script ends
 	trap 'rm -rf "$work"' EXIT
-	apt_find "$work/apt" main sid >/dev/null ||
-		fail "vhost-device-vsock: cannot reach Debian's sid through apt's mirrors"
-	mkdir "$work/deb"
-	(cd "$work/deb" && apt_in "$work/apt" apt-get -q download vhost-device-vsock) ||
-		fail "vhost-device-vsock: not in sid"
+	vsock_deb "$work" || fail "no vhost-device-vsock"
 	chmod -R a+rX "$work"
-	apt_install "$work"/deb/vhost-device-vsock_*.deb
+	apt_install "$work"/vhost-device-vsock_*.deb
 }
 
 # Go comes from wherever the user likes: releases of Debian have older ones.

@@ -15,11 +15,8 @@ export LC_ALL=C
 
 recipe=$(cd "$(dirname "$0")" && pwd)
 repo=$(cd "$recipe/../.." && pwd)
-keep=4   # entries of each layer
-rest=180 # minutes since its last use, before an entry goes
-
-say() { echo "image: $*" >&2; }
-fail() { say "$*"; exit 1; }
+layers="base images"
+. "$recipe/cache.sh"
 
 usage() {
 	echo "usage: build.sh [--maitred FILE] [--vshd FILE] [--out DIR] [--key]" >&2
@@ -47,16 +44,13 @@ parse_arguments() {
 	done
 }
 
-# hash_of FILE...: one hash of the contents of files, whatever their place.
-hash_of() { cat -- "$@" | sha256sum | cut -c1-64; }
-
 # The hash of everything that decides what base.sh makes, the state of Debian's
 # archive excepted: a point release gives no new key. Delete the cache for that.
 compute_base_key() {
 	{
 		echo "suite ${AUBERGE_IMAGE_SUITE:-trixie}"
 		local file
-		for file in base.sh customize.sh extract-vmlinux.sh packages.list \
+		for file in base.sh debian.sh customize.sh extract-vmlinux.sh packages.list \
 			modules-initramfs.list modules-root.list ../deps/apt.sh; do
 			echo "$file $(hash_of "$recipe/$file")"
 		done
@@ -73,36 +67,11 @@ compute_image_key() {
 	} | sha256sum | cut -c1-32
 }
 
-# One builder at a time: the second waits, then finds the work done. What a
-# killed builder left behind is removed by the next.
-lock_cache() {
-	mkdir -p "$cache/base" "$cache/images"
-	exec 9>"$cache/lock"
-	if ! flock --nonblock 9; then
-		say "waiting for another build to finish"
-		flock 9
-	fi
-	rm -rf "$cache"/tmp.*
-	temporary=$(mktemp -d "$cache/tmp.XXXXXX")
-	trap 'rm -rf "$temporary"' EXIT
-	trap 'exit 1' HUP INT TERM
-}
-
 build_tools() {
 	mkdir "$temporary/bin"
 	# Not with our lock in hand: go may leave a helper of its own running.
 	(cd "$repo" && go build -buildvcs=false -o "$temporary/bin/" \
 		./packaging/image/mkinitramfs ./packaging/image/mkmanifest) 9>&-
-}
-
-# install_entry FROM TO: an entry appears in the cache at once and whole, or
-# not at all, power cuts included.
-install_entry() {
-	chmod 755 "$1"
-	find "$1" -type f -exec sync {} +
-	rm -rf "$2"
-	mv -T "$1" "$2"
-	sync "$(dirname "$2")"
 }
 
 ensure_base() {
@@ -119,9 +88,6 @@ ensure_base() {
 	install_entry "$temporary/base" "$base"
 	say "base built in $((SECONDS - started)) s"
 }
-
-# link FILE DIR: the same file once more, without its bytes where possible.
-link() { cp --link "$1" "$2/" 2>/dev/null || cp --reflink=auto "$1" "$2/"; }
 
 ensure_image() {
 	image=$cache/images/$image_key
@@ -143,17 +109,6 @@ ensure_image() {
 	"$temporary/bin/mkmanifest" -facts "$base/facts" -packages "$base/packages" \
 		-key "$image_key" -base-key "$base_key" "$new"
 	install_entry "$new" "$image"
-}
-
-# What was not used for longest goes, but not what somebody may be testing with
-# right now. A VM that runs from such an image keeps its files open and does not
-# notice.
-prune() {
-	local layer
-	for layer in base images; do
-		ls -1dt "$cache/$layer"/* | tail -n "+$((keep + 1))" |
-			xargs -r -d '\n' -I '{}' find '{}' -maxdepth 0 -mmin "+$rest" -print0 | xargs -r -0 rm -rf
-	done
 }
 
 # export_image DIR: makes DIR the image, in the place of an older one only.
@@ -185,9 +140,7 @@ if [ -n "$only_key" ]; then
 	exit
 fi
 
-[ -n "${XDG_CACHE_HOME:-}${HOME:-}" ] || fail "neither XDG_CACHE_HOME nor HOME is set"
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/auberge/image
-lock_cache
+lock_cache image
 build_tools
 ensure_image
 prune

@@ -93,6 +93,8 @@ func TestKeysChangeWithTheirInputsOnly(t *testing.T) {
 		"an early module":       {"modules-initramfs.list", agent, agent, true, true},
 		"the customization":     {"customize.sh", agent, agent, true, true},
 		"the base's script":     {"base.sh", agent, agent, true, true},
+		"the root's script":     {"debian.sh", agent, agent, true, true},
+		"the cache's functions": {"cache.sh", agent, agent, false, false},
 		"the kernel's script":   {"extract-vmlinux.sh", agent, agent, true, true},
 		"apt's functions":       {"../deps/apt.sh", agent, agent, true, true},
 		"another maitred":       {"", other, agent, false, true},

@@ -66,8 +66,17 @@ func (l *lockedBuffer) String() string {
 // newBed starts a bus and vm_concierge; everything ends with the test.
 func newBed(t *testing.T, args ...string) *bed {
 	t.Helper()
+	b := newBedWith(t, testbed.Options{})
+	b.startConcierge(args...)
+	return b
+}
+
+// newBedWith starts a bus with options that go beyond what every test has.
+func newBedWith(t *testing.T, o testbed.Options) *bed {
+	t.Helper()
 	log := &lockedBuffer{}
-	b, err := testbed.New(t.Context(), testbed.Options{Bin: bin, Image: image, Log: log})
+	o.Bin, o.Image, o.Log = bin, image, log
+	b, err := testbed.New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,9 +86,7 @@ func newBed(t *testing.T, args ...string) *bed {
 			t.Logf("daemons said:\n%s", log)
 		}
 	})
-	bd := &bed{Bed: b, t: t, log: log}
-	bd.startConcierge(args...)
-	return bd
+	return &bed{Bed: b, t: t, log: log}
 }
 
 func (b *bed) startConcierge(args ...string) {
