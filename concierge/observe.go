@@ -102,7 +102,7 @@ func (s *Service) Stats() Stats {
 		if stopped {
 			continue // only its place in the table is still taken
 		}
-		one.Use = useOf("/", supervisor)
+		one.Use = useOf("/", v.id, supervisor)
 		st.VMs = append(st.VMs, one)
 	}
 	if n, err := freeSpace(s.disksDir()); err == nil {

@@ -23,42 +23,18 @@ type Use struct {
 	HasIO              bool
 }
 
-// unitPrefix is how the unit of a VM with a cgroup of its own begins.
-const unitPrefix = "auberge-vm@"
-
-// useOf reads what a VM takes: from its cgroup where it has one of its own,
+// useOf reads what a VM takes: from its cgroup where it is a unit of systemd,
 // from its processes otherwise. root is "/", but in tests.
-func useOf(root string, supervisor vmm.Process) Use {
+func useOf(root, id string, supervisor vmm.Process) Use {
+	// The slice is the one in the template of the units.
+	unit := filepath.Join(root, "sys/fs/cgroup/auberge.slice/auberge-vm@"+id+".service")
+	if _, err := os.Stat(unit); err == nil {
+		return cgroupUse(unit)
+	}
 	if supervisor.PID <= 0 || vmm.IdentifyProcess(supervisor.PID) != supervisor {
 		return Use{}
 	}
-	proc := filepath.Join(root, "proc", strconv.Itoa(supervisor.PID))
-	if dir := cgroupOf(proc); strings.HasPrefix(filepath.Base(dir), unitPrefix) {
-		return cgroupUse(filepath.Join(root, "sys/fs/cgroup", dir))
-	}
 	return processesUse(root, supervisor.PID)
-}
-
-// cgroupOf is the process's path in the unified hierarchy, up to the unit of a
-// VM if there is one in it.
-func cgroupOf(proc string) string {
-	b, err := os.ReadFile(filepath.Join(proc, "cgroup"))
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(b)) {
-		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
-		if !ok {
-			continue
-		}
-		for dir := path; dir != "/" && dir != "." && dir != ""; dir = filepath.Dir(dir) {
-			if strings.HasPrefix(filepath.Base(dir), unitPrefix) {
-				return dir
-			}
-		}
-		return path
-	}
-	return ""
 }
 
 // cgroupUse reads the files of a cgroup of version 2 (kernel documentation,

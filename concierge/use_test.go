@@ -31,14 +31,13 @@ func TestUseOfVM(t *testing.T) {
 
 	// A VM that is a unit has a cgroup of its own.
 	root := t.TempDir()
-	unit := "/auberge.slice/auberge-vm@abc.service"
+	const unit = "/auberge.slice/auberge-vm@abc.service"
 	tree(t, root, map[string]string{
-		"proc/" + pid + "/cgroup":                  "12:devices:/x\n0::" + unit + "/payload\n",
 		"sys/fs/cgroup" + unit + "/cpu.stat":       "usage_usec 2500000\nuser_usec 1\n",
 		"sys/fs/cgroup" + unit + "/memory.current": "4096\n",
 		"sys/fs/cgroup" + unit + "/io.stat":        "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=2\n",
 	})
-	if u := useOf(root, me); u != (Use{2500 * time.Millisecond, true, 4096, true, 11, 22, true}) {
+	if u := useOf(root, "abc", vmm.Process{}); u != (Use{2500 * time.Millisecond, true, 4096, true, 11, 22, true}) {
 		t.Errorf("of a unit: %+v", u)
 	}
 
@@ -48,14 +47,13 @@ func TestUseOfVM(t *testing.T) {
 		return "7 (a ) b) S 1 2 3 4 5 6 7 8 9 10 " + user + " " + system + " 16\n"
 	}
 	tree(t, root, map[string]string{
-		"proc/" + pid + "/cgroup":                    "0::/system.slice/vm-concierge.service\n",
 		"proc/" + pid + "/task/" + pid + "/children": "70 71 ",
 		"proc/" + pid + "/stat":                      stat("100", "50"), "proc/" + pid + "/statm": "9 3 1 0 0 0 0\n",
 		"proc/70/stat": stat("200", "0"), "proc/70/statm": "9 110 100 0 0 0 0\n",
 		"proc/71/stat": stat("0", "0"), "proc/71/statm": "9 104 100 0 0 0 0\n",
 		"proc/70/io": "rchar: 5\nread_bytes: 3\nwrite_bytes: 4\n",
 	})
-	u := useOf(root, me)
+	u := useOf(root, "abc", me)
 	if u.CPU != 3500*time.Millisecond || u.Resident != (2+10+4+100)*page || !u.HasCPU || !u.HasResident {
 		t.Errorf("of processes: %+v", u)
 	}
@@ -63,12 +61,12 @@ func TestUseOfVM(t *testing.T) {
 		t.Error("the I/O of some processes is told as that of the VM")
 	}
 	tree(t, root, map[string]string{"proc/71/io": "read_bytes: 1\nwrite_bytes: 1\n", "proc/" + pid + "/io": "read_bytes: 0\nwrite_bytes: 0\n"})
-	if u := useOf(root, me); !u.HasIO || u.ReadBytes != 4 || u.Written != 5 {
+	if u := useOf(root, "abc", me); !u.HasIO || u.ReadBytes != 4 || u.Written != 5 {
 		t.Errorf("with I/O: %+v", u)
 	}
 	// A process that has got the number later is none of the VM's.
 	me.Began++
-	if u := useOf(root, me); u != (Use{}) {
+	if u := useOf(root, "abc", me); u != (Use{}) {
 		t.Errorf("of another process: %+v", u)
 	}
 }

@@ -13,6 +13,8 @@ var (
 type (
 	OpenArgs = openArgs
 	DialArgs = dialArgs
+
+	ReserveArgs = reserveArgs
 )
 
 const (

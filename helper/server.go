@@ -48,7 +48,9 @@ type Server struct {
 	Opener Opener
 	// DialGuest connects to a guest from a reserved source port.
 	DialGuest func(ctx context.Context, guest vsock.Addr) (*vsock.Conn, error)
-	Log       *slog.Logger
+	// ReserveCID opens the device by which a guest gets a CID.
+	ReserveCID func(cid uint32) (*os.File, error)
+	Log        *slog.Logger
 	// Idle is how long the server waits for a connection before it ends,
 	// zero for ever.
 	Idle time.Duration

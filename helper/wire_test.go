@@ -175,6 +175,7 @@ func FuzzRequest(f *testing.F) {
 		f.Add(b)
 		f.Add(b[:len(b)/2])
 	}
+	f.Add([]byte(`{"verb":"reserve-cid","args":{"cid":40,"vm":"abc"}}`))
 	f.Add([]byte(`{"verb":"dial","args":{"cid":2,"CID":40,"port":8888}}`))
 	s := &helper.Server{MinUID: 1000, ReservedUIDs: helper.ReservedUIDs}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -192,6 +193,10 @@ func FuzzRequest(f *testing.F) {
 		switch a := args.(type) {
 		case *helper.OpenArgs:
 			if a.UID < 1000 || helper.ReservedUIDs.Contains(a.UID) || a.UID == 1<<32-1 || a.Path[0] != '/' || strings.Contains(string(a.Path), "\x00") {
+				t.Fatalf("%q would be done", b)
+			}
+		case *helper.ReserveArgs:
+			if a.CID < 32 || a.CID == 1<<32-1 || strings.ContainsAny(a.VM, "\n \x1b") {
 				t.Fatalf("%q would be done", b)
 			}
 		case *helper.DialArgs:

@@ -38,10 +38,6 @@ func Listen(path string, group int) (*net.UnixListener, error) {
 			return nil, fmt.Errorf("metrics: %w", err)
 		}
 	}
-	mode := uint32(0o600)
-	if group >= 0 {
-		mode = 0o660
-	}
 	// The socket gets its mode before it has a name, so that it never has
 	// another one.
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -56,8 +52,13 @@ func Listen(path string, group int) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("metrics: %w", err)
 	}
 	if group >= 0 {
-		if err = os.Lchown(path, -1, group); err == nil {
-			err = os.Chmod(path, fs.FileMode(mode))
+		// In a user namespace of its own a service can give nothing away; what
+		// it makes has its group already.
+		if group != os.Getegid() {
+			err = os.Lchown(path, -1, group)
+		}
+		if err == nil {
+			err = os.Chmod(path, 0o660)
 		}
 		if err != nil {
 			l.Close()

@@ -16,6 +16,7 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 	sddaemon "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/auberge-vm/auberge/daemon/setup"
 	"github.com/auberge-vm/auberge/helper"
@@ -24,6 +25,7 @@ import (
 )
 
 type options struct {
+	config   string
 	socket   string
 	peer     string
 	minUID   uint32
@@ -43,13 +45,25 @@ func main() {
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.config != "" {
+				if err := setup.LoadConfig(cmd.Flags(), o.config, "auberge-helper"); err != nil {
+					return err
+				}
+			}
 			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			return run(ctx, &o)
 		},
 	}
-	f := cmd.Flags()
+	o.addFlags(cmd.Flags())
+	if err := cmd.Execute(); err != nil {
+		fmt.Fprintln(os.Stderr, "auberge-helper:", err)
+		os.Exit(1)
+	}
+}
+
+func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.socket, "socket", "", "make this socket `PATH` (default: the one that systemd passes)")
 	f.StringVar(&o.peer, "peer-user", "auberge", "the user whose processes may ask, besides root")
 	f.Uint32Var(&o.minUID, "min-uid", 1000, "no file is opened as a user below this uid")
@@ -57,10 +71,7 @@ func main() {
 	f.TextVar(&o.reserved, "reserved-uids", o.reserved, "no file is opened as a user in this range, `FIRST-LAST`")
 	f.DurationVar(&o.idle, "idle-exit", 0, "end when nobody came for so long (0: never)")
 	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
-	if err := cmd.Execute(); err != nil {
-		fmt.Fprintln(os.Stderr, "auberge-helper:", err)
-		os.Exit(1)
-	}
+	f.StringVar(&o.config, "config", "", "configuration `FILE`: lines of \"flag = value\" with a section for each daemon; the command line wins")
 }
 
 func run(ctx context.Context, o *options) error {
@@ -78,7 +89,7 @@ func run(ctx context.Context, o *options) error {
 	}
 	defer l.Close()
 	s := &helper.Server{PeerUID: peer.UID, MinUID: o.minUID, ReservedUIDs: o.reserved,
-		Opener: &policy.Opener{}, DialGuest: vsock.DialKernel, Log: log, Idle: o.idle}
+		Opener: &policy.Opener{}, DialGuest: vsock.DialKernel, ReserveCID: vsock.ReserveCID, Log: log, Idle: o.idle}
 	log.Info("ready", "peer", o.peer, "socket", l.Addr())
 	if _, err := sddaemon.SdNotify(false, sddaemon.SdNotifyReady); err != nil {
 		log.Warn("tell the service manager", "err", err)
