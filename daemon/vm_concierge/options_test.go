@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/auberge-vm/auberge/concierge"
+	"github.com/auberge-vm/auberge/dbus"
 )
 
 func configOf(t *testing.T, args ...string) (concierge.Config, error) {
@@ -49,13 +50,25 @@ func TestOptionsAreChecked(t *testing.T) {
 		"--network":      {"--network", "bridge"},
 		"--logout":       {"--logout", "lock"},
 		"--address-pool": {"--address-pool", "10.0.0.0"},
+		"--polkit":       {"--polkit", "on"},
+		"--daemon-users": {"--daemon-users", "nobody-of-this-name"},
 	}
 	if os.Geteuid() == 0 {
 		tests["create a system user"] = []string{"--vm-user", "nobody-of-this-name"}
 		tests["must not run as root"] = []string{"--vm-user", "root"}
 	}
 	for want, args := range tests {
-		if _, err := configOf(t, append([]string{"--vm-user", "nobody"}, args...)...); err == nil || !strings.Contains(err.Error(), want) {
+		_, err := configOf(t, append([]string{"--vm-user", "nobody"}, args...)...)
+		if args[0] == "--polkit" || args[0] == "--daemon-users" {
+			var o options
+			f := pflag.NewFlagSet("test", pflag.ContinueOnError)
+			o.addFlags(f)
+			if err := f.Parse(args); err != nil {
+				t.Fatal(err)
+			}
+			err = o.rights(&dbus.Options{})
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", args, err, want)
 		}
 	}
