@@ -1,6 +1,7 @@
 package dbus
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -19,6 +20,9 @@ type rule struct {
 	watch bool
 }
 
+// maxAudited is how much of what a caller wrote goes into a line of the log.
+const maxAudited = 64
+
 // everybody stands for the owner in the log when a call is about all VMs.
 const everybody = "everybody"
 
@@ -28,21 +32,30 @@ const everybody = "everybody"
 // password, and holds up nobody but this caller.
 func (c *call) authorize(ctx context.Context, p *peer, r rule, word string) (policy.Subject, error) {
 	caller := p.caller
-	if r.right != policy.RightOwn {
+	if r.right != policy.RightOwn && r.right != policy.RightAdmin {
 		word = ""
 	}
 	// What the administrator's right was asked for, empty when it was not.
 	asked := ""
-	owner, err := policy.ResolveOwner(caller, word, func() error {
-		asked = word
-		return c.manage(ctx, p)
-	}, c.session.server.opts.UserExists)
+	var owner policy.Owner
+	var err error
+	if r.right == policy.RightAdmin {
+		asked = cmp.Or(word[:min(len(word), maxAudited)], everybody)
+		err = c.manage(ctx, p)
+	}
+	if err == nil {
+		owner, err = policy.ResolveOwner(caller, word, func() error {
+			if r.right == policy.RightAdmin {
+				return nil
+			}
+			asked = word
+			return c.manage(ctx, p)
+		}, c.session.server.opts.UserExists)
+	}
 	subject := policy.Subject{Caller: caller, Owner: owner}
 	switch {
 	case err != nil:
 	case r.right == policy.RightAdmin:
-		asked = everybody
-		err = c.manage(ctx, p)
 	case r.right == policy.RightSelf && (caller.UID == 0 || r.watch && c.watches(ctx, p)):
 		asked, subject.Everybody = everybody, true
 	case r.right == policy.RightOwn && asked == "", r.right == policy.RightSelf:

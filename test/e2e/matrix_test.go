@@ -84,15 +84,23 @@ var matrix = map[string]right{
 	"org.chromium.VmConcierge.GetDnsSettings":               aboutHost,
 	"org.chromium.VmConcierge.GetVmLaunchAllowed":           aboutHost,
 
-	"io.github.auberge_vm.Concierge1.ConnectVsock":   aboutVMs,
-	"io.github.auberge_vm.Concierge1.ListenVsock":    aboutVMs,
-	"io.github.auberge_vm.Concierge1.ConfigureVm":    aboutVMs,
-	"io.github.auberge_vm.Concierge1.GetVmSettings":  aboutVMs,
-	"io.github.auberge_vm.Concierge1.OpenVmLogs":     aboutVMs,
-	"io.github.auberge_vm.Concierge1.GetState":       ofTheCaller,
-	"io.github.auberge_vm.Concierge1.ListOperations": ofTheCaller,
-	"io.github.auberge_vm.Concierge1.Subscribe":      watching,
-	"io.github.auberge_vm.Concierge1.Unsubscribe":    aboutHost,
+	"io.github.auberge_vm.Concierge1.ConnectVsock":        aboutVMs,
+	"io.github.auberge_vm.Concierge1.ListenVsock":         aboutVMs,
+	"io.github.auberge_vm.Concierge1.ConfigureVm":         aboutVMs,
+	"io.github.auberge_vm.Concierge1.GetVmSettings":       aboutVMs,
+	"io.github.auberge_vm.Concierge1.OpenVmLogs":          aboutVMs,
+	"io.github.auberge_vm.Concierge1.GetState":            ofTheCaller,
+	"io.github.auberge_vm.Concierge1.ListOperations":      ofTheCaller,
+	"io.github.auberge_vm.Concierge1.GetQuota":            ofTheCaller,
+	"io.github.auberge_vm.Concierge1.ListImages":          ofTheCaller,
+	"io.github.auberge_vm.Concierge1.GetServiceInfo":      aboutHost,
+	"io.github.auberge_vm.Concierge1.GetAllState":         forAdmins,
+	"io.github.auberge_vm.Concierge1.ListDiskUsage":       forAdmins,
+	"io.github.auberge_vm.Concierge1.UpdateImage":         forAdmins,
+	"io.github.auberge_vm.Concierge1.RollbackImage":       forAdmins,
+	"io.github.auberge_vm.Concierge1.AllowUncheckedAgent": forAdmins,
+	"io.github.auberge_vm.Concierge1.Subscribe":           watching,
+	"io.github.auberge_vm.Concierge1.Unsubscribe":         aboutHost,
 
 	"org.freedesktop.DBus.Introspectable.Introspect": aboutHost,
 	"org.freedesktop.DBus.Peer.Ping":                 aboutHost,
@@ -199,6 +207,8 @@ func (p place) arguments(t *testing.T, owner string) (args []any) {
 			args = append(args, "x")
 		case arg.Type == "u":
 			args = append(args, uint32(20000))
+		case arg.Type == "b":
+			args = append(args, false)
 		case arg.Type == "a{sv}":
 			args = append(args, map[string]godbus.Variant{})
 		case arg.Type == "v":
