@@ -200,7 +200,7 @@ func (s *Service) vmOf(dir string, r record) *vm {
 	ctx, abort := context.WithCancelCause(s.quit)
 	return &vm{
 		key: key{uid: r.UID, label: r.Label, name: r.Name}, owner: owner, id: id, dir: dir,
-		cid: r.CID, net: r.Net, typ: pb.VmInfo_VmType(r.Type), memory: r.Memory, announced: true,
+		cid: r.CID, net: r.Net, typ: pb.VmInfo_VmType(r.Type), memory: r.Memory, reserved: uint64(max(r.Memory, 0)), announced: true,
 		disks: r.Disks, processes: r.Processes,
 		log:      s.log.With("vm", r.Name, "owner", r.Word, "id", id),
 		starting: ctx, abort: abort,

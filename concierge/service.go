@@ -79,14 +79,25 @@ type Config struct {
 	// AllowVulnerableCPU lets guests run on processors with flaws that the
 	// host does nothing about.
 	AllowVulnerableCPU bool
+	// Quota is what users may have; nil limits nothing.
+	Quota *Quota
 	// VMGroup is the group in which this process meets the VMs' user; it gets
 	// the VMs' directories. Negative where VMs run as this process's own user.
 	VMGroup int
 
 	Launcher *vmm.Launcher
+	// Networks makes TAP networks; nil where there are none.
+	Networks Networks
 	Opener   Opener
-	Events   Events
-	Log      *slog.Logger
+	// DialGuest opens streams to guests with kernel vsock; nil where this
+	// process itself may use reserved source ports.
+	DialGuest func(ctx context.Context, guest vsock.Addr) (*vsock.Conn, error)
+	// ReserveCID takes a CID for a guest with kernel vsock and returns the
+	// device that has it; nil where this process may open it. The error is
+	// EADDRINUSE for one that another guest has.
+	ReserveCID func(ctx context.Context, guest vsock.Addr) (*os.File, error)
+	Events     Events
+	Log        *slog.Logger
 }
 
 // DefaultPool is where VMs get their networks unless configured otherwise; it
@@ -113,6 +124,8 @@ type Service struct {
 
 	operations operations
 	journal    journal
+	// pledges are in the order in which they were made, under mu.
+	pledges []*diskPledge
 	// hostChanges counts them, under mu.
 	hostChanges hostChanges
 

@@ -34,6 +34,10 @@ type vm struct {
 
 	// disks are the images that the VM has open; under the table's lock.
 	disks []diskUse
+	// reserved is memory in bytes that counts as the VM's, pledged that the
+	// host does not show it yet; both under the table's lock.
+	reserved uint64
+	pledged  bool
 
 	// starting is the context of a start in progress, which abort ends.
 	starting context.Context
@@ -340,6 +344,7 @@ func (s *Service) remove(v *vm) {
 	if err := s.removeDir(v.dir); err != nil {
 		v.log.Error("remove the VM's directory", "err", err)
 	}
+	s.removeTap(v)
 	crash.At(crash.DirRemoved)
 	// Nobody finds it any more, and only then its owner is told; but its place
 	// is taken until that is done, so that signals of a next one come after.
