@@ -18,7 +18,6 @@ import (
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 	"github.com/auberge-vm/auberge/vmm"
-	"github.com/auberge-vm/auberge/vsock"
 )
 
 // Limits of a StartVmRequest.
@@ -45,6 +44,8 @@ type plan struct {
 	mounts  []guestlink.Mount
 	termina *guestlink.Termina
 	disk    ownDisk
+	// image is the key of the installed image of which the VM has files.
+	image string
 	// sparse: the stateful disk can grow on the host.
 	sparse bool
 	// token and user are for a guest without containers.
@@ -83,11 +84,10 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	}
 	p.spec.ID, p.spec.Name, p.spec.Owner = v.id, v.key.name, v.owner.Word
 	p.spec.OEMStrings = req.OemStrings
-	p.spec.Vsock = vmm.Vsock{Mode: s.cfg.Vsock, CID: v.cid}
-	if s.cfg.Vsock == vsock.ModeUser {
-		p.spec.Vsock.Ports = vsock.HostPorts[:]
-	}
 	o := opening{service: s, caller: opensAs(sub), owner: sub.Owner, name: req.Name}
+	if err := s.agentAllowed(v.key, req, fds); err != nil {
+		return nil, err
+	}
 	if err := o.boot(ctx, req, fds, p); err != nil {
 		return nil, err
 	}
@@ -103,12 +103,18 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	if req.VmType == pb.VmInfo_BRUSCHETTA || req.VmType == pb.VmInfo_BAGUETTE {
 		p.token, p.user = uuid.NewString(), req.VmUsername
 	}
+	if err := s.planVsock(ctx, v, p); err != nil {
+		return nil, err
+	}
 	p.timeout = patience(req.Timeout, p.spec.Accel)
 	params := []string{baseCmdline, "auberge.vsock=" + string(s.cfg.Vsock)}
 	if req.WritableRootfs {
 		params = append(params, "auberge.rootfs=rw")
 	}
 	p.spec.Cmdline = strings.Join(append(params, req.KernelParams...), " ")
+	if err := s.addTap(ctx, v, p); err != nil {
+		return nil, err
+	}
 	return p, nil
 }
 
@@ -228,13 +234,13 @@ func (s *Service) size(v *vm, req *pb.StartVmRequest, p *plan) error {
 	if err != nil {
 		return err
 	}
-	total, available := hostMemory()
+	total, _ := hostMemory()
 	memory := min(total>>20/4, defaultMemoryMiB)
 	if set.MemoryMiB != nil {
 		memory = *set.MemoryMiB
 	}
-	if memory > available>>20 {
-		return fmt.Errorf("the VM needs %d MiB of memory and the host has %d MiB to give; stop another VM or set less with ConfigureVm", memory, available>>20)
+	if err := s.reserveMemory(v, memory<<20); err != nil {
+		return err
 	}
 	p.spec.MemoryMiB = int64(memory)
 
@@ -254,28 +260,16 @@ func (s *Service) size(v *vm, req *pb.StartVmRequest, p *plan) error {
 	if set.Network != nil {
 		mode = *set.Network
 	}
-	if mode == NetworkNone {
-		s.mu.Lock()
-		s.nets.release(v.net)
-		v.mu.Lock()
-		v.net = vmm.Network{}
-		v.mu.Unlock()
-		s.mu.Unlock()
-		return nil
-	}
-	n := v.net
-	n.Restricted = mode == NetworkRestricted
-	p.spec.Network = &n
-	return nil
+	return s.network(v, mode, p)
 }
 
 func networkOf(n vmm.Network) guestlink.Network {
 	return guestlink.Network{Address: netip.PrefixFrom(n.Guest, n.Subnet.Bits()), Gateway: n.Gateway}
 }
 
-func dialer(m *vmm.Machine, port uint32) func(context.Context) (net.Conn, error) {
+func (s *Service) dialer(m *vmm.Machine, port uint32) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) {
-		c, err := m.Dial(ctx, port)
+		c, err := s.dial(ctx, m, port)
 		if err != nil {
 			return nil, err
 		}
@@ -301,7 +295,11 @@ func (s *Service) accelerator(ctx context.Context) (vmm.Accel, error) {
 	if known := s.knownAccel(); known != nil {
 		return known.Accel, nil
 	}
+	// The VMs' user has to be able to open it by its name.
 	img, err := loadImage(s.cfg.ImageDir)
+	if err != nil {
+		img, err = s.installedImage()
+	}
 	if err != nil {
 		return "", err
 	}

@@ -30,8 +30,9 @@ func (s *Service) StartVm(ctx context.Context, sub policy.Subject, req *pb.Start
 	if err := policy.CheckName(req.Name); err != nil {
 		return nil, err
 	}
+	limit := s.cfg.Quota.For(sub.Owner.UID).VMs
 	for {
-		v, mine, err := s.enter(sub, req)
+		v, mine, err := s.enter(sub, req, limit)
 		if err != nil {
 			return nil, err
 		}
@@ -78,7 +79,7 @@ func mountResult(r guestlink.MountResult) pb.StartVmResponse_MountResult {
 
 // enter finds the VM in the table or makes an entry for it, in one step, so
 // that two starts at once make one VM.
-func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine bool, err error) {
+func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest, limit uint64) (v *vm, mine bool, err error) {
 	k := keyOf(sub.Owner, req.Name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -91,6 +92,9 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine
 	if s.hostDown {
 		return nil, false, fmt.Errorf("%w: VM %q can be started when it is up again, or when the shutdown is called off", ErrHostShutdown, req.Name)
 	}
+	if err := s.vmQuota(k.uid, limit); err != nil {
+		return nil, false, err
+	}
 	net, err := s.nets.take()
 	if err != nil {
 		return nil, false, err
@@ -99,13 +103,11 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine
 	ctx, abort := context.WithCancelCause(s.quit)
 	v = &vm{
 		key: k, owner: sub.Owner, id: id, dir: filepath.Join(s.vmsDir(), id),
-		cid: s.nextCID, net: net, typ: vmType(req), status: pb.VmStatus_VM_STATUS_STARTING,
+		cid: s.takeCID(), net: net, typ: vmType(req), status: pb.VmStatus_VM_STATUS_STARTING,
 		log:   s.log.With("vm", req.Name, "owner", sub.Owner.Word, "id", id),
 		abort: abort, starting: ctx,
 		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
 	}
-	// CIDs are not used again while the service runs.
-	s.nextCID++
 	s.vms[k] = v
 	s.running.Add(1) // for begin: once closed is set, nothing begins
 	return v, true, nil
@@ -133,6 +135,7 @@ func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files
 	op := s.beginOperation(opStart, v.owner, v.key.name, nil)
 	start := func(ctx context.Context) error {
 		defer v.abort(nil)
+		defer s.settleMemory(v)
 		defer closeFiles(own)
 		if err != nil {
 			return err
@@ -159,7 +162,7 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err 
 		return err
 	}
 	v.mu.Lock()
-	v.memory, v.cpus, v.disk, v.sparse, v.token = p.spec.MemoryMiB<<20, p.spec.CPUs, p.disk, p.sparse, p.token
+	v.memory, v.cpus, v.disk, v.sparse, v.token, v.image = p.spec.MemoryMiB<<20, p.spec.CPUs, p.disk, p.sparse, p.token, p.image
 	v.mu.Unlock()
 	s.changed(v)
 	if err := s.makeDir(v); err != nil {
@@ -260,7 +263,7 @@ func (s *Service) connect(v *vm) error {
 	if err != nil {
 		return err
 	}
-	link, err := maitred.New(l, dialer(v.machine, vsock.PortMaitred), v.log, maitred.WithInstallListener(func(st guestlink.InstallState) {
+	link, err := maitred.New(l, s.dialer(v.machine, vsock.PortMaitred), v.log, maitred.WithInstallListener(func(st guestlink.InstallState) {
 		s.emit(v, "VmInstallStateSignal", &pb.VmInstallStateSignal{State: pb.VmInstallStateSignal_State(st.State),
 			InProgressStep: pb.VmInstallStateSignal_Step(st.Step), InProgressPercent: st.Percent, FailedReason: st.Reason})
 	}))

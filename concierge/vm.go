@@ -34,6 +34,10 @@ type vm struct {
 
 	// disks are the images that the VM has open; under the table's lock.
 	disks []diskUse
+	// reserved is memory in bytes that counts as the VM's, pledged that the
+	// host does not show it yet; both under the table's lock.
+	reserved uint64
+	pledged  bool
 
 	// starting is the context of a start in progress, which abort ends.
 	starting context.Context
@@ -78,6 +82,7 @@ type vm struct {
 	// token is what the agents of a guest without containers are known by.
 	token string
 	disk  ownDisk
+	image string // the key of the installed image of which it has files
 	// sparse says that the guest should know how much space the host has;
 	// space is what it was told last.
 	sparse, spaceTold bool
@@ -339,6 +344,7 @@ func (s *Service) remove(v *vm) {
 	if err := s.removeDir(v.dir); err != nil {
 		v.log.Error("remove the VM's directory", "err", err)
 	}
+	s.removeTap(v)
 	crash.At(crash.DirRemoved)
 	// Nobody finds it any more, and only then its owner is told; but its place
 	// is taken until that is done, so that signals of a next one come after.
@@ -382,6 +388,7 @@ type record struct {
 	Token  string      `json:"token,omitempty"`
 	Disk   ownDisk     `json:"disk,omitzero"`
 	Sparse bool        `json:"sparse,omitempty"`
+	Image  string      `json:"image,omitempty"`
 	Asleep bool        `json:"asleep,omitempty"`
 	State  recordState `json:"state"`
 	Disks  []diskUse   `json:"disks,omitempty"`

@@ -16,8 +16,11 @@ const Concierge1Name = "io.github.auberge_vm.Concierge1"
 type VMSettings struct {
 	MemoryMiB *uint64
 	CPUs      *uint32
-	// Network is "none", "restricted" or "user".
+	// Network is "none", "restricted", "user" or "tap".
 	Network *string
+	// UncheckedAgent says that an administrator lets the VM run what is no
+	// agent of ours with kernel vsock. ConfigureVm does not change it.
+	UncheckedAgent bool
 }
 
 // A Concierge1 handles the methods of io.github.auberge_vm.Concierge1. The
@@ -31,6 +34,9 @@ type Concierge1 interface {
 	ConfigureVm(ctx context.Context, s policy.Subject, name string, settings VMSettings) error
 	// GetVmSettings tells what ConfigureVm has set.
 	GetVmSettings(ctx context.Context, s policy.Subject, name string) (VMSettings, error)
+	// AllowUncheckedAgent lets a VM run what is no agent of ours with kernel
+	// vsock, or forbids it again. It is for administrators.
+	AllowUncheckedAgent(ctx context.Context, s policy.Subject, name string, allow bool) error
 	// ListenVsock returns a listening socket for the guest's streams to a port
 	// of the host, and that port, which the service chooses when it is 0. The
 	// file is the caller's.
@@ -42,6 +48,16 @@ type Concierge1 interface {
 	GetState(ctx context.Context, s policy.Subject) (State, error)
 	// ListOperations returns the caller's operations, running and recent.
 	ListOperations(ctx context.Context, s policy.Subject) ([]map[string]any, error)
+	// GetQuota returns what the caller has and may have.
+	GetQuota(ctx context.Context, s policy.Subject) (map[string]any, error)
+	// GetAllState is GetState for everybody's VMs.
+	GetAllState(ctx context.Context, s policy.Subject) (State, error)
+	// ListDiskUsage returns what GetQuota does for everybody who has something.
+	ListDiskUsage(ctx context.Context, s policy.Subject) ([]map[string]any, error)
+	// GetServiceInfo returns how the service runs VMs on this host.
+	GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error)
+
+	ImageHandler
 }
 
 // A State is one snapshot. Signals of our own interface with the same Instance
@@ -98,6 +114,13 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 			},
 		},
 		{
+			Name: "AllowUncheckedAgent", Right: policy.RightAdmin,
+			In: []Arg{{"name", "s"}, {ownerArg, "s"}, {"allow", "b"}},
+			handle: func(ctx context.Context, c *plainCall) ([]any, error) {
+				return nil, h.AllowUncheckedAgent(ctx, c.subject, c.args[0].(string), c.args[2].(bool))
+			},
+		},
+		{
 			Name: "ListenVsock", Right: policy.RightOwn,
 			In:  []Arg{{"name", "s"}, {ownerArg, "s"}, {"port", "u"}},
 			Out: []Arg{{"listener", "h"}, {"port", "u"}},
@@ -123,6 +146,10 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 				return []any{ops}, err
 			},
 		},
+		getQuota(h),
+		getAllState(h),
+		listDiskUsage(h),
+		getServiceInfo(h),
 		// The signals of the VMs that the caller has the right to see: for an
 		// administrator everybody's, for others their own, which they get
 		// without asking.
@@ -133,6 +160,7 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 		{VmChanged, []Arg{{"instance", "s"}, {"sequence", "t"}, {"vm", "a{sv}"}}},
 		{OperationChanged, []Arg{{"instance", "s"}, {"sequence", "t"}, {"operation", "a{sv}"}}},
 	}}
+	own.Methods = append(own.Methods, imageMethods(h)...)
 	if h == nil {
 		for i := range own.Methods {
 			own.Methods[i].handle = nil
@@ -192,6 +220,9 @@ func (s VMSettings) dict() map[string]any {
 	}
 	if s.Network != nil {
 		d["network"] = *s.Network
+	}
+	if s.UncheckedAgent {
+		d["unchecked_agent"] = true
 	}
 	return d
 }

@@ -13,6 +13,10 @@ var (
 type (
 	OpenArgs = openArgs
 	DialArgs = dialArgs
+
+	ReserveArgs   = reserveArgs
+	TapAddArgs    = tapAddArgs
+	TapRemoveArgs = tapRemoveArgs
 )
 
 const (

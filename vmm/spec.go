@@ -69,10 +69,13 @@ type Vsock struct {
 	// Ports are the host's ports on which the supervisor listens before the
 	// guest runs; user mode only.
 	Ports []uint32 `json:"ports,omitempty"`
+	// Device is an open /dev/vhost-vsock that has the CID already; kernel mode
+	// only. Without it the hypervisor opens the device.
+	Device *File `json:"device,omitempty"`
 }
 
-// Network is a user-mode network interface. Guest, gateway and name server
-// are addresses of Subnet.
+// Network is a network interface. Guest, gateway and name server are addresses
+// of Subnet.
 type Network struct {
 	Subnet     netip.Prefix `json:"subnet"`
 	Gateway    netip.Addr   `json:"gateway"`
@@ -80,6 +83,10 @@ type Network struct {
 	NameServer netip.Addr   `json:"name_server"`
 	// Restricted leaves the guest no way out.
 	Restricted bool `json:"restricted"`
+	// Tap is the TAP interface that the host has made for the VM, whose rules
+	// say what the guest reaches. Without it the network is in user mode, a
+	// part of the hypervisor.
+	Tap *File `json:"tap,omitempty"`
 }
 
 // An Accel is an accelerator.
@@ -114,6 +121,8 @@ func (s *Spec) Check(files int) error {
 		return fmt.Errorf("CID %d is reserved", s.Vsock.CID)
 	case s.Vsock.Mode != vsock.ModeUser && s.Vsock.Mode != vsock.ModeKernel:
 		return fmt.Errorf("unknown vsock mode %q", s.Vsock.Mode)
+	case s.Vsock.Device != nil && (s.Vsock.Mode != vsock.ModeKernel || !has(*s.Vsock.Device)):
+		return fmt.Errorf("the descriptor of the vsock device is missing")
 	}
 	for i, d := range s.Disks {
 		if !has(d.File) {
@@ -131,6 +140,9 @@ func (s *Spec) Check(files int) error {
 			if !a.Is4() || !n.Subnet.Contains(a) {
 				return fmt.Errorf("%v is no address of the network %v", a, n.Subnet)
 			}
+		}
+		if n.Tap != nil && !has(*n.Tap) {
+			return fmt.Errorf("the descriptor of the TAP interface is missing")
 		}
 	}
 	return nil

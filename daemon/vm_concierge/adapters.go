@@ -68,7 +68,11 @@ func (o own) ConfigureVm(ctx context.Context, s policy.Subject, name string, set
 
 func (o own) GetVmSettings(_ context.Context, s policy.Subject, name string) (dbus.VMSettings, error) {
 	set, err := o.service.GetVmSettings(s, name)
-	return dbus.VMSettings{MemoryMiB: set.MemoryMiB, CPUs: set.CPUs, Network: (*string)(set.Network)}, err
+	return dbus.VMSettings{MemoryMiB: set.MemoryMiB, CPUs: set.CPUs, Network: (*string)(set.Network), UncheckedAgent: set.UncheckedAgent}, err
+}
+
+func (o own) AllowUncheckedAgent(ctx context.Context, s policy.Subject, name string, allow bool) error {
+	return o.service.AllowUncheckedAgent(ctx, s, name, allow)
 }
 
 func (o own) ListenVsock(ctx context.Context, s policy.Subject, name string, port uint32) (*os.File, uint32, error) {
@@ -84,6 +88,35 @@ func (o own) GetState(ctx context.Context, s policy.Subject) (dbus.State, error)
 	return dbus.State(st), err
 }
 
+func (o own) ListImages(ctx context.Context, s policy.Subject) ([]map[string]any, error) {
+	return o.service.ListImages(ctx, s)
+}
+
+func (o own) UpdateImage(ctx context.Context, s policy.Subject) (map[string]any, error) {
+	return o.service.UpdateImage(ctx, s)
+}
+
+func (o own) RollbackImage(ctx context.Context, s policy.Subject) (map[string]any, error) {
+	return o.service.RollbackImage(ctx, s)
+}
+
 func (o own) ListOperations(ctx context.Context, s policy.Subject) ([]map[string]any, error) {
 	return o.service.ListOperations(ctx, s)
+}
+
+func (o own) GetQuota(ctx context.Context, s policy.Subject) (map[string]any, error) {
+	return o.service.GetQuota(ctx, s)
+}
+
+func (o own) GetAllState(ctx context.Context, s policy.Subject) (dbus.State, error) {
+	st, err := o.service.GetAllState(ctx, s)
+	return dbus.State(st), err
+}
+
+func (o own) ListDiskUsage(ctx context.Context, s policy.Subject) ([]map[string]any, error) {
+	return o.service.ListDiskUsage(ctx, s)
+}
+
+func (o own) GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error) {
+	return o.service.GetServiceInfo(ctx, s)
 }

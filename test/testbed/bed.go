@@ -220,7 +220,7 @@ func (d *Daemon) Stop(sig syscall.Signal) error {
 // ready. Guests get no way out.
 func (b *Bed) StartConcierge(ctx context.Context, args ...string) (*Daemon, error) {
 	args = append([]string{"--bus", b.Address, "--state-dir", b.StateDir, "--runtime-dir", b.RuntimeDir,
-		"--image-dir", b.Image, "--network", "restricted"}, args...)
+		"--image-dir", b.Image, "--image-update", "manual", "--network", "restricted"}, args...)
 	program := filepath.Join(b.Bin, "vm_concierge")
 	if b.Concierge != "" {
 		program = b.Concierge
@@ -242,6 +242,19 @@ func (b *Bed) StartConcierge(ctx context.Context, args ...string) (*Daemon, erro
 	b.mu.Unlock()
 	return d, err
 }
+
+// StartHelper starts auberge-helper as root and returns when it is ready; its
+// socket is at HelperSocket.
+func (b *Bed) StartHelper(ctx context.Context, args ...string) (*Daemon, error) {
+	cmd := exec.Command(filepath.Join(b.Bin, "auberge-helper"), append([]string{"--socket", b.HelperSocket(),
+		"--peer-user", b.service.Name, "--reserved-uids", ""}, args...)...)
+	cmd.Dir = b.Dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	return b.startDaemon(ctx, cmd)
+}
+
+// HelperSocket is where auberge-helper is reached.
+func (b *Bed) HelperSocket() string { return filepath.Join(b.Dir, "helper") }
 
 // startDaemon starts a daemon and waits until it says that it is ready, by
 // the protocol of systemd.
