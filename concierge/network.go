@@ -1,11 +1,14 @@
 package concierge
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/auberge-vm/auberge/vmm"
 	"github.com/auberge-vm/auberge/vsock"
@@ -99,7 +102,16 @@ type kernelPorts struct {
 	byPort map[uint32]*vsock.Demux
 }
 
-func listenKernelPorts() (*kernelPorts, error) {
+func (s *Service) listenKernelPorts(ctx context.Context) (*kernelPorts, error) {
+	// Opening the device loads the module, without which there is no such CID
+	// as the host's.
+	f, err := s.reserveCID(ctx, vsock.Addr{CID: s.nextCID})
+	switch {
+	case err == nil:
+		f.Close()
+	case !errors.Is(err, unix.EADDRINUSE):
+		return nil, err
+	}
 	k := &kernelPorts{byPort: map[uint32]*vsock.Demux{}}
 	// The other ports belong to services that come with their own listeners.
 	for _, port := range []uint32{vsock.PortStartupListener, vsock.PortLogCollector} {

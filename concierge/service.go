@@ -165,9 +165,9 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		return nil, err
 	}
 	if cfg.Vsock == vsock.ModeKernel {
-		if s.kernelPorts, err = listenKernelPorts(); err != nil {
+		if s.kernelPorts, err = s.listenKernelPorts(ctx); err != nil {
 			stop()
-			return nil, fmt.Errorf("kernel vsock was asked for: %w (load vhost_vsock, or use user mode)", err)
+			return nil, fmt.Errorf("kernel vsock was asked for: %w (or use user mode)", err)
 		}
 	}
 	for _, dir := range []string{s.recordsDir(), filepath.Join(s.cfg.StateDir, "settings")} {

@@ -32,9 +32,11 @@ type Demux struct {
 	closed bool
 }
 
-// ListenKernel listens on a port of the host's AF_VSOCK for all guests.
+// ListenKernel listens on a port of the host's AF_VSOCK for all guests. A host
+// that is a VM itself has another CID too, on which it would hear its siblings,
+// whose CIDs may be those of guests here: what comes there is not for us.
 func ListenKernel(port uint32) (*Demux, error) {
-	l, err := mdlayher.Listen(port, nil)
+	l, err := mdlayher.ListenContextID(CIDHost, port, nil)
 	if err != nil {
 		return nil, opError("listen", Addr{CID: CIDHost, Port: port}, Addr{}, err)
 	}
