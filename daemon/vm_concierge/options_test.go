@@ -3,6 +3,7 @@ package main
 import (
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +11,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/auberge-vm/auberge/concierge"
+	"github.com/auberge-vm/auberge/daemon/setup/setuptest"
+	"github.com/auberge-vm/auberge/dbus"
+	"github.com/auberge-vm/auberge/packaging"
 )
 
 func configOf(t *testing.T, args ...string) (concierge.Config, error) {
@@ -47,16 +51,75 @@ func TestOptionsAreChecked(t *testing.T) {
 		"--accel":        {"--accel", "xen"},
 		"--vsock":        {"--vsock", "tcp"},
 		"--network":      {"--network", "bridge"},
+		"--image-update": {"--image-update", "never"},
 		"--logout":       {"--logout", "lock"},
 		"--address-pool": {"--address-pool", "10.0.0.0"},
+		"--polkit":       {"--polkit", "on"},
+		"--daemon-users": {"--daemon-users", "nobody-of-this-name"},
+		"USER:vms=4":     {"--quota", "alice"},
 	}
 	if os.Geteuid() == 0 {
 		tests["create a system user"] = []string{"--vm-user", "nobody-of-this-name"}
 		tests["must not run as root"] = []string{"--vm-user", "root"}
 	}
 	for want, args := range tests {
-		if _, err := configOf(t, append([]string{"--vm-user", "nobody"}, args...)...); err == nil || !strings.Contains(err.Error(), want) {
+		_, err := configOf(t, append([]string{"--vm-user", "nobody"}, args...)...)
+		if args[0] == "--polkit" || args[0] == "--daemon-users" {
+			var o options
+			f := pflag.NewFlagSet("test", pflag.ContinueOnError)
+			o.addFlags(f)
+			if err := f.Parse(args); err != nil {
+				t.Fatal(err)
+			}
+			err = o.rights(&dbus.Options{})
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", args, err, want)
 		}
+	}
+}
+
+// Every setting is in the file that is installed, with its default.
+func TestConfigurationFileIsComplete(t *testing.T) {
+	var o options
+	f := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	o.addFlags(f)
+	setuptest.Documented(t, f, "vm_concierge")
+}
+
+// The file that is installed can be used as it is, and so can all of its lines
+// when their comments are taken away, as an administrator would.
+func TestInstalledConfiguration(t *testing.T) {
+	load := func(text string) *options {
+		t.Helper()
+		path := filepath.Join(t.TempDir(), "auberge.conf")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var o options
+		f := pflag.NewFlagSet("test", pflag.ContinueOnError)
+		o.addFlags(f)
+		if err := f.Parse([]string{"--config", path, "--supervisor", "/bin/true", "--vm-user", "nobody"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.Finish(f, "vm_concierge"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := o.config(slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatal(err)
+		}
+		return &o
+	}
+	load(packaging.Config)
+	text := packaging.Config
+	for _, s := range packaging.Settings() {
+		text = strings.Replace(text, "\n#"+s.Name+" =", "\n"+s.Name+" =", 1)
+	}
+	load(text)
+	o := load("log-level = debug\n[vm_concierge]\nmax-vms = 2\nmax-disk = 10G\nquota = root:vms=3\nquota = @root:disk=unlimited\n[auberge-helper]\nwhatever = it has\n")
+	q, err := o.quota()
+	if err != nil || q.Default.VMs != 2 || q.For(0) != (concierge.Limits{VMs: 3, Memory: concierge.Unlimited, Disk: concierge.Unlimited, Logs: defaultMaxLogs}) ||
+		q.For(4000000001).Disk != 10<<30 || !strings.HasSuffix(q.Where, "auberge.conf") || o.LogLevel != slog.LevelDebug {
+		t.Errorf("%+v, %v", q, err)
 	}
 }

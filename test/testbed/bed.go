@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,6 +47,9 @@ type Bed struct {
 	policies []string
 	log      io.Writer
 	bus      *exec.Cmd
+
+	// ends are what Close has to do besides, the last first.
+	ends []func()
 
 	mu        sync.Mutex
 	concierge *Daemon
@@ -220,7 +224,7 @@ func (d *Daemon) Stop(sig syscall.Signal) error {
 // ready. Guests get no way out.
 func (b *Bed) StartConcierge(ctx context.Context, args ...string) (*Daemon, error) {
 	args = append([]string{"--bus", b.Address, "--state-dir", b.StateDir, "--runtime-dir", b.RuntimeDir,
-		"--image-dir", b.Image, "--network", "restricted"}, args...)
+		"--image-dir", b.Image, "--image-update", "manual", "--network", "restricted"}, args...)
 	program := filepath.Join(b.Bin, "vm_concierge")
 	if b.Concierge != "" {
 		program = b.Concierge
@@ -335,6 +339,9 @@ func (b *Bed) Close() {
 	}
 	for _, pid := range b.Processes() {
 		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	for _, end := range slices.Backward(b.ends) {
+		end()
 	}
 	b.StopBus()
 	if os.Geteuid() == 0 {
