@@ -116,7 +116,7 @@ func (s *Service) listenKernelPorts(ctx context.Context) (*kernelPorts, error) {
 	k := &kernelPorts{byPort: map[uint32]*vsock.Demux{}}
 	// The other ports belong to services that come with their own listeners.
 	for _, port := range []uint32{vsock.PortStartupListener, vsock.PortLogCollector} {
-		d, err := vsock.ListenKernel(port)
+		d, err := s.listenKernel(port)
 		if err != nil {
 			k.close()
 			return nil, err
@@ -124,6 +124,22 @@ func (s *Service) listenKernelPorts(ctx context.Context) (*kernelPorts, error) {
 		k.byPort[port] = d
 	}
 	return k, nil
+}
+
+func (s *Service) listenKernel(port uint32) (*vsock.Demux, error) {
+	open := s.cfg.KernelSocket
+	if open == nil {
+		open = vsock.KernelSocket
+	}
+	f, err := open(port)
+	if errors.Is(err, unix.EADDRINUSE) {
+		err = fmt.Errorf("%w (another program of this host has the port, and hears our guests there)", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return vsock.DemuxFile(f, port)
 }
 
 func (k *kernelPorts) close() {

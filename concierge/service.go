@@ -92,6 +92,9 @@ type Config struct {
 	// DialGuest opens streams to guests with kernel vsock; nil where this
 	// process itself may use reserved source ports.
 	DialGuest func(ctx context.Context, guest vsock.Addr) (*vsock.Conn, error)
+	// KernelSocket returns a listening socket on a port of the host's AF_VSOCK;
+	// nil for vsock.KernelSocket.
+	KernelSocket func(port uint32) (*os.File, error)
 	// ReserveCID takes a CID for a guest with kernel vsock and returns the
 	// device that has it; nil where this process may open it. The error is
 	// EADDRINUSE for one that another guest has.
