@@ -126,15 +126,19 @@ func (s *Service) refreshResolver(ctx context.Context, v *vm) {
 	}
 }
 
-// setResolver gives a guest its own network's name server, which asks the
-// host's, and the host's search domains.
+// setResolver gives a guest its network's name servers and the host's search
+// domains.
 func (s *Service) setResolver(ctx context.Context, v *vm, n *vmm.Network) error {
 	dns, err := s.cfg.Host.DNS()
 	if err != nil {
 		v.log.Warn("the guest gets no search domains", "err", err)
 	}
+	servers, err := nameServers(n, dns)
+	if err != nil {
+		v.log.Warn("the guest gets no name servers", "err", err)
+	}
 	return within(ctx, agentTimeout, func(ctx context.Context) error {
-		return v.agent.SetResolver(ctx, guestlink.Resolver{NameServers: []string{n.NameServer.String()}, SearchDomains: dns.SearchDomains})
+		return v.agent.SetResolver(ctx, guestlink.Resolver{NameServers: servers, SearchDomains: dns.SearchDomains})
 	})
 }
 

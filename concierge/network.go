@@ -18,11 +18,12 @@ const (
 	NetworkNone       NetworkMode = "none"       // no network interface
 	NetworkRestricted NetworkMode = "restricted" // an address, and no way out
 	NetworkUser       NetworkMode = "user"       // out by way of a process of the VM's
+	NetworkTap        NetworkMode = "tap"        // out by way of the host's own network
 )
 
 // Valid says whether the mode is one of the above.
 func (m NetworkMode) Valid() bool {
-	return m == NetworkNone || m == NetworkRestricted || m == NetworkUser
+	return m == NetworkNone || m == NetworkRestricted || m == NetworkUser || m == NetworkTap
 }
 
 // subnetBits is the size of one VM's network: gateway, guest and name server

@@ -110,6 +110,9 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 		params = append(params, "auberge.rootfs=rw")
 	}
 	p.spec.Cmdline = strings.Join(append(params, req.KernelParams...), " ")
+	if err := s.addTap(ctx, v, p); err != nil {
+		return nil, err
+	}
 	return p, nil
 }
 
@@ -255,19 +258,7 @@ func (s *Service) size(v *vm, req *pb.StartVmRequest, p *plan) error {
 	if set.Network != nil {
 		mode = *set.Network
 	}
-	if mode == NetworkNone {
-		s.mu.Lock()
-		s.nets.release(v.net)
-		v.mu.Lock()
-		v.net = vmm.Network{}
-		v.mu.Unlock()
-		s.mu.Unlock()
-		return nil
-	}
-	n := v.net
-	n.Restricted = mode == NetworkRestricted
-	p.spec.Network = &n
-	return nil
+	return s.network(v, mode, p)
 }
 
 func networkOf(n vmm.Network) guestlink.Network {

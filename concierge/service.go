@@ -82,6 +82,8 @@ type Config struct {
 	VMGroup int
 
 	Launcher *vmm.Launcher
+	// Networks makes TAP networks; nil where there are none.
+	Networks Networks
 	Opener   Opener
 	// DialGuest opens streams to guests with kernel vsock; nil where this
 	// process itself may use reserved source ports.

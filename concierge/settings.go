@@ -119,7 +119,7 @@ func (c Settings) check() error {
 		}
 	}
 	if c.Network != nil && !c.Network.Valid() {
-		return fmt.Errorf("network %q is none of none, restricted, user", *c.Network)
+		return fmt.Errorf("network %q is none of none, restricted, user, tap", *c.Network)
 	}
 	return nil
 }

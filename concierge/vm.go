@@ -346,6 +346,7 @@ func (s *Service) remove(v *vm) {
 	if err := s.removeDir(v.dir); err != nil {
 		v.log.Error("remove the VM's directory", "err", err)
 	}
+	s.removeTap(v)
 	crash.At(crash.DirRemoved)
 	// Nobody finds it any more, and only then its owner is told; but its place
 	// is taken until that is done, so that signals of a next one come after.

@@ -16,7 +16,7 @@ const Concierge1Name = "io.github.auberge_vm.Concierge1"
 type VMSettings struct {
 	MemoryMiB *uint64
 	CPUs      *uint32
-	// Network is "none", "restricted" or "user".
+	// Network is "none", "restricted", "user" or "tap".
 	Network *string
 	// UncheckedAgent says that an administrator lets the VM run what is no
 	// agent of ours with kernel vsock. ConfigureVm does not change it.

@@ -14,7 +14,9 @@ type (
 	OpenArgs = openArgs
 	DialArgs = dialArgs
 
-	ReserveArgs = reserveArgs
+	ReserveArgs   = reserveArgs
+	TapAddArgs    = tapAddArgs
+	TapRemoveArgs = tapRemoveArgs
 )
 
 const (

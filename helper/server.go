@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/auberge-vm/auberge/helper/tap"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/seqpacket"
 	"github.com/auberge-vm/auberge/vsock"
@@ -50,7 +51,9 @@ type Server struct {
 	DialGuest func(ctx context.Context, guest vsock.Addr) (*vsock.Conn, error)
 	// ReserveCID opens the device by which a guest gets a CID.
 	ReserveCID func(cid uint32) (*os.File, error)
-	Log        *slog.Logger
+	// Networks makes the networks of VMs; nil where VMs get none of that kind.
+	Networks *tap.Networks
+	Log      *slog.Logger
 	// Idle is how long the server waits for a connection before it ends,
 	// zero for ever.
 	Idle time.Duration
@@ -92,7 +95,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 			return nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			<-room
-			if len(room) == 0 {
+			if len(room) == 0 && !s.Networks.InUse() {
 				return nil
 			}
 		case err != nil:

@@ -36,6 +36,8 @@ var verbs = map[string]verb{
 	"dial": {timeout: 15 * time.Second, parse: parse[*dialArgs]},
 
 	"reserve-cid": {timeout: 5 * time.Second, parse: parse[*reserveArgs]},
+	"tap-add":     {timeout: 15 * time.Second, parse: parse[*tapAddArgs]},
+	"tap-remove":  {timeout: 15 * time.Second, parse: parse[*tapRemoveArgs]},
 }
 
 // parse reads the arguments of a verb, a pointer to a struct.

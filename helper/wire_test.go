@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -76,7 +77,10 @@ func TestHostileRequests(t *testing.T) {
 		return all
 	}
 	good := `{"verb":"dial","args":{"cid":40,"port":0}}`
-	r := serve(t, nil)
+	r := serve(t, func(s *helper.Server) { s.Networks = networks(t) })
+	tapAdd := func(id, gateway, guest string) string {
+		return fmt.Sprintf(`{"verb":"tap-add","args":{"id":%q,"gateway":%q,"guest":%q}}`, id, gateway, guest)
+	}
 	for name, test := range map[string]struct {
 		packet string
 		files  []*os.File
@@ -121,6 +125,16 @@ func TestHostileRequests(t *testing.T) {
 		"relative path":               {packet: `{"verb":"open","args":{"uid":64199,"path":"YQ==","mode":"ro"}}`, want: "absolute"},
 		"base64 spelled another way":  {packet: `{"verb":"open","args":{"uid":64199,"path":"L2F=","mode":"ro"}}`, want: "no request"},
 		"escapes that need not be":    {packet: `{"verb":"\u0064ial","args":{"cid":40,"port":0}}`, want: "no request"},
+		"network without an id":       {packet: tapAdd("", "100.115.128.1/29", "100.115.128.2"), want: "no network of a VM"},
+		"network of another file":     {packet: tapAdd("../lo", "100.115.128.1/29", "100.115.128.2"), want: "no network of a VM"},
+		"network of the world":        {packet: tapAdd("abc", "8.8.8.1/29", "8.8.8.2"), want: "not in 100.115.128.0/17"},
+		"network of all":              {packet: tapAdd("abc", "0.0.0.0/0", "100.115.128.2"), want: "not between"},
+		"network of no kind":          {packet: tapAdd("abc", "", ""), want: "no IPv4 address"},
+		"network spelled another way": {packet: tapAdd("abc", "100.115.128.001/29", "100.115.128.2"), want: "no request"},
+		"network in other words":      {packet: tapAdd("abc", "::ffff:100.115.128.1/125", "100.115.128.2"), want: "no IPv4 address"},
+		"guest of another network":    {packet: tapAdd("abc", "100.115.128.1/29", "100.115.128.10"), want: "not in the network"},
+		"removal of lo":               {packet: `{"verb":"tap-remove","args":{"id":"../../lo"}}`, want: "no network of a VM"},
+		"removal of nothing":          {packet: `{"verb":"tap-remove","args":{"id":""}}`, want: "no network of a VM"},
 		"control characters for a VM": {packet: `{"verb":"dial","args":{"cid":40,"port":8888,"vm":"a\nb"}}`, want: "no VM's id"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -163,10 +177,18 @@ func FuzzRequest(f *testing.F) {
 		&helper.OpenArgs{Path: []byte("/etc/shadow"), Mode: policy.ReadOnly},
 		&helper.DialArgs{CID: 40, Port: 8888, VM: "abc"},
 		&helper.DialArgs{CID: 2, Port: 1},
+		&helper.TapAddArgs{ID: "abc", Gateway: netip.MustParsePrefix("100.115.128.1/29"), Guest: netip.MustParseAddr("100.115.128.2"), Restricted: true},
+		&helper.TapAddArgs{ID: "a b", Gateway: netip.MustParsePrefix("fe80::1/64"), Guest: netip.MustParseAddr("fe80::2%lo")},
+		&helper.TapRemoveArgs{ID: "abc"},
 	} {
 		verb := "dial"
-		if _, ok := args.(*helper.OpenArgs); ok {
+		switch args.(type) {
+		case *helper.OpenArgs:
 			verb = "open"
+		case *helper.TapAddArgs:
+			verb = "tap-add"
+		case *helper.TapRemoveArgs:
+			verb = "tap-remove"
 		}
 		b, err := helper.Encode(verb, args)
 		if err != nil {
@@ -177,7 +199,7 @@ func FuzzRequest(f *testing.F) {
 	}
 	f.Add([]byte(`{"verb":"reserve-cid","args":{"cid":40,"vm":"abc"}}`))
 	f.Add([]byte(`{"verb":"dial","args":{"cid":2,"CID":40,"port":8888}}`))
-	s := &helper.Server{MinUID: 1000, ReservedUIDs: helper.ReservedUIDs}
+	s := &helper.Server{MinUID: 1000, ReservedUIDs: helper.ReservedUIDs, Networks: networks(f)}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		verb, args, err := helper.ParseRequest(b)
 		if err != nil {
@@ -197,6 +219,14 @@ func FuzzRequest(f *testing.F) {
 			}
 		case *helper.ReserveArgs:
 			if a.CID < 32 || a.CID == 1<<32-1 || strings.ContainsAny(a.VM, "\n \x1b") {
+				t.Fatalf("%q would be done", b)
+			}
+		case *helper.TapAddArgs:
+			if !pool.Contains(a.Gateway.Addr()) || a.Gateway.Bits() < 24 || !a.Gateway.Contains(a.Guest) || a.Guest == a.Gateway.Addr() || strings.Trim(a.ID, "0123456789abcdefghijklmnopqrstuvwxyz") != "" {
+				t.Fatalf("%q would be done", b)
+			}
+		case *helper.TapRemoveArgs:
+			if a.ID == "" || len(a.ID) > 11 || strings.Trim(a.ID, "0123456789abcdefghijklmnopqrstuvwxyz") != "" {
 				t.Fatalf("%q would be done", b)
 			}
 		case *helper.DialArgs:

@@ -74,8 +74,8 @@ type Vsock struct {
 	Device *File `json:"device,omitempty"`
 }
 
-// Network is a user-mode network interface. Guest, gateway and name server
-// are addresses of Subnet.
+// Network is a network interface. Guest, gateway and name server are addresses
+// of Subnet.
 type Network struct {
 	Subnet     netip.Prefix `json:"subnet"`
 	Gateway    netip.Addr   `json:"gateway"`
@@ -83,6 +83,10 @@ type Network struct {
 	NameServer netip.Addr   `json:"name_server"`
 	// Restricted leaves the guest no way out.
 	Restricted bool `json:"restricted"`
+	// Tap is the TAP interface that the host has made for the VM, whose rules
+	// say what the guest reaches. Without it the network is in user mode, a
+	// part of the hypervisor.
+	Tap *File `json:"tap,omitempty"`
 }
 
 // An Accel is an accelerator.
@@ -136,6 +140,9 @@ func (s *Spec) Check(files int) error {
 			if !a.Is4() || !n.Subnet.Contains(a) {
 				return fmt.Errorf("%v is no address of the network %v", a, n.Subnet)
 			}
+		}
+		if n.Tap != nil && !has(*n.Tap) {
+			return fmt.Errorf("the descriptor of the TAP interface is missing")
 		}
 	}
 	return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-var networks = []string{"none", "restricted", "user"}
+var networks = []string{"none", "restricted", "user", "tap"}
 
 func (a *app) configCommand() *cobra.Command {
 	var memory sizeFlag
@@ -56,7 +56,7 @@ func (a *app) configCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.Var(&memory, "memory", "memory, a `SIZE` such as 2G")
 	f.Uint32Var(&cpus, "cpus", 0, "number of CPUs, `N`")
-	f.StringVar(&network, "network", "", "the `NETWORK`: none, restricted or user")
+	f.StringVar(&network, "network", "", "the `NETWORK`: none, restricted, user or tap")
 	completeFlag(cmd, "network", words(networks...))
 	completeFlag(cmd, "memory", words())
 	completeFlag(cmd, "cpus", words())

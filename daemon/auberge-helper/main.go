@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,6 +22,7 @@ import (
 
 	"github.com/auberge-vm/auberge/daemon/setup"
 	"github.com/auberge-vm/auberge/helper"
+	"github.com/auberge-vm/auberge/helper/tap"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vsock"
 )
@@ -31,6 +34,9 @@ type options struct {
 	minUID   uint32
 	reserved helper.UIDRange
 	idle     time.Duration
+	taps     bool
+	pool     string
+	forward  string
 	logLevel slog.Level
 }
 
@@ -70,6 +76,9 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	o.reserved = helper.ReservedUIDs
 	f.TextVar(&o.reserved, "reserved-uids", o.reserved, "no file is opened as a user in this range, `FIRST-LAST`")
 	f.DurationVar(&o.idle, "idle-exit", 0, "end when nobody came for so long (0: never)")
+	f.BoolVar(&o.taps, "taps", true, "make TAP networks for VMs, which needs CAP_NET_ADMIN")
+	f.StringVar(&o.pool, "address-pool", "100.115.128.0/17", "IPv4 `NETWORK` in which those of VMs lie; as vm_concierge's")
+	f.StringVar(&o.forward, "ip-forward", "set", "set: have the host forward IPv4 packets (net.ipv4.ip_forward) once a VM has a TAP network; keep: make none where it does not")
 	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.StringVar(&o.config, "config", "", "configuration `FILE`: lines of \"flag = value\" with a section for each daemon; the command line wins")
 }
@@ -83,18 +92,48 @@ func run(ctx context.Context, o *options) error {
 	if !policy.CanSwitch() {
 		return errors.New("this program needs CAP_SETUID, CAP_SETGID and CAP_KILL; start it as root or by its unit")
 	}
+	networks, err := o.networks(log)
+	if err != nil {
+		return err
+	}
 	l, err := listener(o.socket, peer)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
+	if networks != nil {
+		ctx, cancel := context.WithCancel(ctx)
+		var watching sync.WaitGroup
+		watching.Go(func() { networks.Run(ctx) })
+		defer watching.Wait()
+		defer cancel()
+	}
 	s := &helper.Server{PeerUID: peer.UID, MinUID: o.minUID, ReservedUIDs: o.reserved,
-		Opener: &policy.Opener{}, DialGuest: vsock.DialKernel, ReserveCID: vsock.ReserveCID, Log: log, Idle: o.idle}
+		Opener: &policy.Opener{}, DialGuest: vsock.DialKernel, ReserveCID: vsock.ReserveCID, Networks: networks, Log: log, Idle: o.idle}
 	log.Info("ready", "peer", o.peer, "socket", l.Addr())
 	if _, err := sddaemon.SdNotify(false, sddaemon.SdNotifyReady); err != nil {
 		log.Warn("tell the service manager", "err", err)
 	}
 	return s.Serve(ctx, l)
+}
+
+// networks makes TAP networks, nil where there are to be none.
+func (o *options) networks(log *slog.Logger) (*tap.Networks, error) {
+	if !o.taps {
+		return nil, nil
+	}
+	if o.forward != "set" && o.forward != "keep" {
+		return nil, fmt.Errorf("--ip-forward %q: must be set or keep", o.forward)
+	}
+	pool, err := netip.ParsePrefix(o.pool)
+	if err != nil {
+		return nil, fmt.Errorf("--address-pool: %w", err)
+	}
+	n, err := tap.New(tap.Config{Pool: pool.Masked(), KeepForwarding: o.forward == "keep", Log: log})
+	if err != nil {
+		return nil, fmt.Errorf("--address-pool: %w", err)
+	}
+	return n, nil
 }
 
 // listener is the socket that systemd passes, or a new one that only the peer

@@ -2,6 +2,7 @@ package tap_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"net/netip"
 	"os"
@@ -33,9 +34,14 @@ const (
 	protoUDP   = 17
 )
 
+// An adder makes networks.
+type adder interface {
+	Add(context.Context, tap.Spec) (*os.File, error)
+}
+
 var guestMAC = []byte{0x52, 0x54, 0, 0x12, 0x34, 0x56}
 
-func newGuest(t *testing.T, n *tap.Networks, s tap.Spec) *guest {
+func newGuest(t *testing.T, n adder, s tap.Spec) *guest {
 	t.Helper()
 	f, err := n.Add(t.Context(), s)
 	check(t, err)

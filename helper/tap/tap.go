@@ -54,10 +54,23 @@ func (n *Networks) takeTurn(ctx context.Context) error {
 	}
 }
 
+// Check refuses what Add would refuse without looking at the host.
+func (n *Networks) Check(s Spec) error { return s.Check(n.cfg.Pool) }
+
+// InUse says whether there are interfaces to look after, as far as is known.
+// Nil Networks have none.
+func (n *Networks) InUse() bool {
+	if n == nil {
+		return false
+	}
+	all, err := members()
+	return err != nil || len(all) > 0
+}
+
 // Add makes a VM's interface, which is there until its descriptor is closed
 // for the last time, wherever that has been passed to.
 func (n *Networks) Add(ctx context.Context, s Spec) (_ *os.File, err error) {
-	if err := s.Check(n.cfg.Pool); err != nil {
+	if err := n.Check(s); err != nil {
 		return nil, err
 	}
 	if err := n.takeTurn(ctx); err != nil {

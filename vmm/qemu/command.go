@@ -78,9 +78,14 @@ func (d Driver) Command(spec *vmm.Spec, files []*os.File, monitor *os.File) (*ex
 	}
 	addVsock(add, spec.Vsock, fd)
 	if n := spec.Network; n != nil {
-		add("-netdev", fmt.Sprintf("user,id=net0,ipv6=off,net=%s,host=%s,dns=%s,dhcpstart=%s,restrict=%s",
-			n.Subnet, n.Gateway, n.NameServer, n.Guest, onOff(n.Restricted)),
-			"-device", "virtio-net-pci,netdev=net0,disable-legacy=on,romfile=")
+		netdev := fmt.Sprintf("user,id=net0,ipv6=off,net=%s,host=%s,dns=%s,dhcpstart=%s,restrict=%s",
+			n.Subnet, n.Gateway, n.NameServer, n.Guest, onOff(n.Restricted))
+		if n.Tap != nil {
+			// The kernel's vhost-net would be faster, for a device more that a
+			// guest's packets reach the kernel through.
+			netdev = fmt.Sprintf("tap,id=net0,fd=%d,vhost=off", fd(*n.Tap))
+		}
+		add("-netdev", netdev, "-device", "virtio-net-pci,netdev=net0,disable-legacy=on,romfile=")
 	}
 	add("-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0,disable-legacy=on",
 		"-chardev", "stdio,id=con0,signal=off", "-device", "isa-serial,chardev=con0",
