@@ -43,10 +43,11 @@ func getQuota(ctx context.Context, s *session) (dict, error) {
 
 func (a *app) diskCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "disk",
-		Short: "Look at the disks of VMs",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Use:               "disk",
+		Short:             "Look at the disks of VMs",
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: nothing,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.diskUsageCommand())
 	return cmd
