@@ -18,7 +18,6 @@ import (
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 	"github.com/auberge-vm/auberge/vmm"
-	"github.com/auberge-vm/auberge/vsock"
 )
 
 // Limits of a StartVmRequest.
@@ -83,11 +82,10 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	}
 	p.spec.ID, p.spec.Name, p.spec.Owner = v.id, v.key.name, v.owner.Word
 	p.spec.OEMStrings = req.OemStrings
-	p.spec.Vsock = vmm.Vsock{Mode: s.cfg.Vsock, CID: v.cid}
-	if s.cfg.Vsock == vsock.ModeUser {
-		p.spec.Vsock.Ports = vsock.HostPorts[:]
-	}
 	o := opening{service: s, caller: opensAs(sub), owner: sub.Owner, name: req.Name}
+	if err := s.agentAllowed(v.key, req, fds); err != nil {
+		return nil, err
+	}
 	if err := o.boot(ctx, req, fds, p); err != nil {
 		return nil, err
 	}
@@ -102,6 +100,9 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	}
 	if req.VmType == pb.VmInfo_BRUSCHETTA || req.VmType == pb.VmInfo_BAGUETTE {
 		p.token, p.user = uuid.NewString(), req.VmUsername
+	}
+	if err := s.planVsock(ctx, v, p); err != nil {
+		return nil, err
 	}
 	p.timeout = patience(req.Timeout, p.spec.Accel)
 	params := []string{baseCmdline, "auberge.vsock=" + string(s.cfg.Vsock)}
@@ -264,9 +265,9 @@ func networkOf(n vmm.Network) guestlink.Network {
 	return guestlink.Network{Address: netip.PrefixFrom(n.Guest, n.Subnet.Bits()), Gateway: n.Gateway}
 }
 
-func dialer(m *vmm.Machine, port uint32) func(context.Context) (net.Conn, error) {
+func (s *Service) dialer(m *vmm.Machine, port uint32) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) {
-		c, err := m.Dial(ctx, port)
+		c, err := s.dial(ctx, m, port)
 		if err != nil {
 			return nil, err
 		}

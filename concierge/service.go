@@ -83,8 +83,15 @@ type Config struct {
 	// Networks makes TAP networks; nil where there are none.
 	Networks Networks
 	Opener   Opener
-	Events   Events
-	Log      *slog.Logger
+	// DialGuest opens streams to guests with kernel vsock; nil where this
+	// process itself may use reserved source ports.
+	DialGuest func(ctx context.Context, guest vsock.Addr) (*vsock.Conn, error)
+	// ReserveCID takes a CID for a guest with kernel vsock and returns the
+	// device that has it; nil where this process may open it. The error is
+	// EADDRINUSE for one that another guest has.
+	ReserveCID func(ctx context.Context, guest vsock.Addr) (*os.File, error)
+	Events     Events
+	Log        *slog.Logger
 }
 
 // DefaultPool is where VMs get their networks unless configured otherwise; it

@@ -24,6 +24,8 @@ type Settings struct {
 	MemoryMiB *uint64      `json:"memory_mib,omitempty"`
 	CPUs      *uint32      `json:"cpus,omitempty"`
 	Network   *NetworkMode `json:"network,omitempty"`
+	// UncheckedAgent is for administrators: see AllowUncheckedAgent.
+	UncheckedAgent bool `json:"unchecked_agent,omitempty"`
 }
 
 const (
@@ -40,7 +42,33 @@ func (s *Service) ConfigureVm(ctx context.Context, sub policy.Subject, name stri
 	if err := change.check(); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	k := keyOf(sub.Owner, name)
+	return s.changeSettings(ctx, keyOf(sub.Owner, name), func(set *Settings) {
+		if change.MemoryMiB != nil {
+			set.MemoryMiB = change.MemoryMiB
+		}
+		if change.CPUs != nil {
+			set.CPUs = change.CPUs
+		}
+		if change.Network != nil {
+			set.Network = change.Network
+		}
+	})
+}
+
+// AllowUncheckedAgent lets a VM start with a kernel or a system of its owner's
+// where vsock is the host kernel's, or forbids it again. Every user of the
+// host can dial such a guest, and only our agents tell them from the services.
+// Whoever calls it has the administrator's right.
+func (s *Service) AllowUncheckedAgent(ctx context.Context, sub policy.Subject, name string, allow bool) error {
+	if err := policy.CheckName(name); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return s.changeSettings(ctx, keyOf(sub.Owner, name), func(set *Settings) { set.UncheckedAgent = allow })
+}
+
+// changeSettings stores settings of a VM anew.
+func (s *Service) changeSettings(ctx context.Context, k key, change func(*Settings)) error {
+	name := k.name
 	select {
 	case s.settingsTurn <- struct{}{}:
 		defer func() { <-s.settingsTurn }()
@@ -51,15 +79,7 @@ func (s *Service) ConfigureVm(ctx context.Context, sub policy.Subject, name stri
 	if err != nil {
 		return err
 	}
-	if change.MemoryMiB != nil {
-		set.MemoryMiB = change.MemoryMiB
-	}
-	if change.CPUs != nil {
-		set.CPUs = change.CPUs
-	}
-	if change.Network != nil {
-		set.Network = change.Network
-	}
+	change(&set)
 	b, err := json.Marshal(set)
 	if err != nil {
 		return err

@@ -99,13 +99,11 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine
 	ctx, abort := context.WithCancelCause(s.quit)
 	v = &vm{
 		key: k, owner: sub.Owner, id: id, dir: filepath.Join(s.vmsDir(), id),
-		cid: s.nextCID, net: net, typ: vmType(req), status: pb.VmStatus_VM_STATUS_STARTING,
+		cid: s.takeCID(), net: net, typ: vmType(req), status: pb.VmStatus_VM_STATUS_STARTING,
 		log:   s.log.With("vm", req.Name, "owner", sub.Owner.Word, "id", id),
 		abort: abort, starting: ctx,
 		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
 	}
-	// CIDs are not used again while the service runs.
-	s.nextCID++
 	s.vms[k] = v
 	s.running.Add(1) // for begin: once closed is set, nothing begins
 	return v, true, nil
@@ -260,7 +258,7 @@ func (s *Service) connect(v *vm) error {
 	if err != nil {
 		return err
 	}
-	link, err := maitred.New(l, dialer(v.machine, vsock.PortMaitred), v.log, maitred.WithInstallListener(func(st guestlink.InstallState) {
+	link, err := maitred.New(l, s.dialer(v.machine, vsock.PortMaitred), v.log, maitred.WithInstallListener(func(st guestlink.InstallState) {
 		s.emit(v, "VmInstallStateSignal", &pb.VmInstallStateSignal{State: pb.VmInstallStateSignal_State(st.State),
 			InProgressStep: pb.VmInstallStateSignal_Step(st.Step), InProgressPercent: st.Percent, FailedReason: st.Reason})
 	}))

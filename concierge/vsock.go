@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/vmm"
+	"github.com/auberge-vm/auberge/vsock"
 )
 
 // ConnectVsock opens a stream to a port of a running VM and returns its
@@ -33,12 +35,20 @@ func (s *Service) ConnectVsock(ctx context.Context, sub policy.Subject, name str
 	}
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
-	c, err := m.Dial(ctx, port)
+	c, err := s.dial(ctx, m, port)
 	if err != nil {
 		return nil, fmt.Errorf("connect to port %d of VM %q: %w", port, name, err)
 	}
 	defer c.Close()
 	return descriptor(c)
+}
+
+// dial opens a stream to a port of a VM's guest.
+func (s *Service) dial(ctx context.Context, m *vmm.Machine, port uint32) (*vsock.Conn, error) {
+	if m.Spec.Vsock.Mode == vsock.ModeKernel && s.cfg.DialGuest != nil {
+		return s.cfg.DialGuest(ctx, vsock.Addr{VM: m.Spec.ID, CID: m.Spec.Vsock.CID, Port: port})
+	}
+	return m.Dial(ctx, port)
 }
 
 // descriptor duplicates a stream's descriptor, which the caller then owns.

@@ -31,6 +31,8 @@ func readArgs(msg *message, in []Arg) ([]any, error) {
 			values = append(values, r.string())
 		case "u":
 			values = append(values, r.uint32())
+		case "b":
+			values = append(values, r.bool())
 		case "a{sv}":
 			values = append(values, r.dict())
 		}

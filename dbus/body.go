@@ -56,6 +56,14 @@ func (r *bodyReader) uint32() uint32 {
 	return 0
 }
 
+func (r *bodyReader) bool() bool {
+	n := r.uint32()
+	if n > 1 {
+		r.fail(fmt.Errorf("a boolean is %d", n))
+	}
+	return n == 1
+}
+
 func (r *bodyReader) uint64() uint64 {
 	if b := r.take(8, 8); b != nil {
 		return r.order.Uint64(b)
@@ -114,11 +122,7 @@ func (r *bodyReader) dict() map[string]any {
 		case "u":
 			value = r.uint32()
 		case "b":
-			b := r.uint32()
-			if b > 1 {
-				r.fail(fmt.Errorf("%q is the boolean %d", key, b))
-			}
-			value = b == 1
+			value = r.bool()
 		case "t":
 			value = r.uint64()
 		default:

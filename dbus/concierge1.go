@@ -18,6 +18,9 @@ type VMSettings struct {
 	CPUs      *uint32
 	// Network is "none", "restricted", "user" or "tap".
 	Network *string
+	// UncheckedAgent says that an administrator lets the VM run what is no
+	// agent of ours with kernel vsock. ConfigureVm does not change it.
+	UncheckedAgent bool
 }
 
 // A Concierge1 handles the methods of io.github.auberge_vm.Concierge1. The
@@ -31,6 +34,9 @@ type Concierge1 interface {
 	ConfigureVm(ctx context.Context, s policy.Subject, name string, settings VMSettings) error
 	// GetVmSettings tells what ConfigureVm has set.
 	GetVmSettings(ctx context.Context, s policy.Subject, name string) (VMSettings, error)
+	// AllowUncheckedAgent lets a VM run what is no agent of ours with kernel
+	// vsock, or forbids it again. It is for administrators.
+	AllowUncheckedAgent(ctx context.Context, s policy.Subject, name string, allow bool) error
 	// ListenVsock returns a listening socket for the guest's streams to a port
 	// of the host, and that port, which the service chooses when it is 0. The
 	// file is the caller's.
@@ -95,6 +101,13 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 			handle: func(ctx context.Context, c *plainCall) ([]any, error) {
 				set, err := h.GetVmSettings(ctx, c.subject, c.args[0].(string))
 				return []any{set.dict()}, err
+			},
+		},
+		{
+			Name: "AllowUncheckedAgent", Right: policy.RightAdmin,
+			In: []Arg{{"name", "s"}, {ownerArg, "s"}, {"allow", "b"}},
+			handle: func(ctx context.Context, c *plainCall) ([]any, error) {
+				return nil, h.AllowUncheckedAgent(ctx, c.subject, c.args[0].(string), c.args[2].(bool))
 			},
 		},
 		{
@@ -192,6 +205,9 @@ func (s VMSettings) dict() map[string]any {
 	}
 	if s.Network != nil {
 		d["network"] = *s.Network
+	}
+	if s.UncheckedAgent {
+		d["unchecked_agent"] = true
 	}
 	return d
 }

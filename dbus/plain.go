@@ -39,12 +39,13 @@ type PlainMethod struct {
 	handle func(context.Context, *plainCall) ([]any, error)
 }
 
-// An Arg is an argument or a result. Arguments are of the types s, u and
-// a{sv}; an argument owner_id is the owner word of a RightOwn method.
+// An Arg is an argument or a result. Arguments are of the types s, u, b and
+// a{sv}; an argument owner_id is the owner word of a RightOwn or RightAdmin
+// method.
 type Arg struct{ Name, Type string }
 
 // A plainCall is what the handler of a PlainMethod is called with: a string,
-// uint32 or map[string]any for each of In.
+// uint32, bool or map[string]any for each of In.
 type plainCall struct {
 	session *session
 	subject policy.Subject
@@ -66,7 +67,7 @@ func (m *PlainMethod) check() error {
 		return errors.New("it has no argument owner_id")
 	}
 	for _, arg := range m.In {
-		if arg.Type != "s" && arg.Type != "u" && arg.Type != "a{sv}" {
+		if arg.Type != "s" && arg.Type != "u" && arg.Type != "b" && arg.Type != "a{sv}" {
 			return fmt.Errorf("arguments of type %q can't be read", arg.Type)
 		}
 	}

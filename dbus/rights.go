@@ -1,6 +1,7 @@
 package dbus
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -28,12 +29,22 @@ const everybody = "everybody"
 // password, and holds up nobody but this caller.
 func (c *call) authorize(ctx context.Context, p *peer, r rule, word string) (policy.Subject, error) {
 	caller := p.caller
-	if r.right != policy.RightOwn {
+	if r.right != policy.RightOwn && r.right != policy.RightAdmin {
 		word = ""
+	}
+	if r.right == policy.RightAdmin {
+		err := c.manage(ctx, p)
+		c.audit(ctx, caller, cmp.Or(word, everybody), err)
+		if err != nil {
+			return policy.Subject{Caller: caller}, err
+		}
 	}
 	// What the administrator's right was asked for, empty when it was not.
 	asked := ""
 	owner, err := policy.ResolveOwner(caller, word, func() error {
+		if r.right == policy.RightAdmin {
+			return nil
+		}
 		asked = word
 		return c.manage(ctx, p)
 	}, c.session.server.opts.UserExists)
@@ -41,8 +52,6 @@ func (c *call) authorize(ctx context.Context, p *peer, r rule, word string) (pol
 	switch {
 	case err != nil:
 	case r.right == policy.RightAdmin:
-		asked = everybody
-		err = c.manage(ctx, p)
 	case r.right == policy.RightSelf && (caller.UID == 0 || r.watch && c.watches(ctx, p)):
 		asked, subject.Everybody = everybody, true
 	case r.right == policy.RightOwn && asked == "", r.right == policy.RightSelf:

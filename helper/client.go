@@ -55,6 +55,11 @@ func (c *Client) Dial(ctx context.Context, guest vsock.Addr) (*vsock.Conn, error
 	return vsock.FileConn(f, guest)
 }
 
+// ReserveCID takes a CID for a guest; see vsock.ReserveCID.
+func (c *Client) ReserveCID(ctx context.Context, guest vsock.Addr) (*os.File, error) {
+	return c.callForFile(ctx, "reserve-cid", &reserveArgs{CID: guest.CID, VM: guest.VM})
+}
+
 // callForFile uses a verb that answers with a descriptor.
 func (c *Client) callForFile(ctx context.Context, verb string, args any) (*os.File, error) {
 	f, err := c.call(ctx, verb, args)

@@ -16,6 +16,7 @@ type (
 
 	TapAddArgs    = tapAddArgs
 	TapRemoveArgs = tapRemoveArgs
+	ReserveArgs   = reserveArgs
 )
 
 const (

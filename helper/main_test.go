@@ -102,6 +102,13 @@ func undialled(t *testing.T) func(context.Context, vsock.Addr) (*vsock.Conn, err
 	}
 }
 
+func untaken(t *testing.T) func(uint32) (*os.File, error) {
+	return func(cid uint32) (*os.File, error) {
+		t.Errorf("the CID %d was taken", cid)
+		return nil, syscall.ENODEV
+	}
+}
+
 // A server that runs, its client, and its log.
 type running struct {
 	*helper.Client
@@ -126,7 +133,7 @@ func serveAt(t *testing.T, path string, change func(*helper.Server)) *running {
 	}
 	r := &running{Client: &helper.Client{Path: path}, log: &log{}}
 	s := &helper.Server{PeerUID: uint32(os.Geteuid()), MinUID: 1000, Opener: &policy.Opener{},
-		DialGuest: undialled(t), Log: slog.New(slog.NewTextHandler(r.log, nil))}
+		DialGuest: undialled(t), ReserveCID: untaken(t), Log: slog.New(slog.NewTextHandler(r.log, nil))}
 	if change != nil {
 		change(s)
 	}

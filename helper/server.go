@@ -51,7 +51,9 @@ type Server struct {
 	DialGuest func(ctx context.Context, guest vsock.Addr) (*vsock.Conn, error)
 	// Networks makes the networks of VMs; nil where VMs get none of that kind.
 	Networks *tap.Networks
-	Log      *slog.Logger
+	// ReserveCID opens the device by which a guest gets a CID.
+	ReserveCID func(cid uint32) (*os.File, error)
+	Log        *slog.Logger
 	// Idle is how long the server waits for a connection before it ends,
 	// zero for ever.
 	Idle time.Duration

@@ -3,6 +3,7 @@ package helper_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -231,6 +232,11 @@ func TestDialRefused(t *testing.T) {
 		"VM with lines":   {CID: 40, Port: 8888, VM: "a\nb"},
 		"VM of a kind":    {CID: 40, Port: 8888, VM: strings.Repeat("x", 65)},
 	} {
+		if a.Port == 8888 {
+			if f, err := r.ReserveCID(asked(t), a); f != nil || !errors.Is(err, helper.ErrRefused) {
+				t.Errorf("the CID, %s: %v, %v", name, f, err)
+			}
+		}
 		if c, err := r.Dial(asked(t), a); c != nil || !errors.Is(err, helper.ErrRefused) {
 			t.Errorf("%s: %v, %v", name, c, err)
 		}
@@ -274,6 +280,26 @@ func TestDial(t *testing.T) {
 	if _, err := r.Dial(asked(t), vsock.Addr{CID: 41, Port: 8888}); !errors.Is(err, syscall.ECONNRESET) || !strings.Contains(err.Error(), "vsock:41:8888") {
 		t.Errorf("a guest that does not listen: %v", err)
 	}
+}
+
+// A CID that another guest has is known by its error.
+func TestReserveCID(t *testing.T) {
+	r := serve(t, func(s *helper.Server) {
+		s.ReserveCID = func(cid uint32) (*os.File, error) {
+			if cid == 40 {
+				return nil, fmt.Errorf("take the CID: %w", syscall.EADDRINUSE)
+			}
+			return os.Open("/dev/null")
+		}
+	})
+	if f, err := r.ReserveCID(asked(t), vsock.Addr{CID: 40}); f != nil || !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("%v, %v", f, err)
+	}
+	f, err := r.ReserveCID(asked(t), vsock.Addr{VM: "abc", CID: 41})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
 }
 
 func TestUIDRange(t *testing.T) {

@@ -197,6 +197,7 @@ func FuzzRequest(f *testing.F) {
 		f.Add(b)
 		f.Add(b[:len(b)/2])
 	}
+	f.Add([]byte(`{"verb":"reserve-cid","args":{"cid":40,"vm":"abc"}}`))
 	f.Add([]byte(`{"verb":"dial","args":{"cid":2,"CID":40,"port":8888}}`))
 	s := &helper.Server{MinUID: 1000, ReservedUIDs: helper.ReservedUIDs, Networks: networks(f)}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -222,6 +223,10 @@ func FuzzRequest(f *testing.F) {
 			}
 		case *helper.TapRemoveArgs:
 			if a.ID == "" || len(a.ID) > 11 || strings.Trim(a.ID, "0123456789abcdefghijklmnopqrstuvwxyz") != "" {
+				t.Fatalf("%q would be done", b)
+			}
+		case *helper.ReserveArgs:
+			if a.CID < 32 || a.CID == 1<<32-1 || strings.ContainsAny(a.VM, "\n \x1b") {
 				t.Fatalf("%q would be done", b)
 			}
 		case *helper.DialArgs:

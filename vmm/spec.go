@@ -69,6 +69,9 @@ type Vsock struct {
 	// Ports are the host's ports on which the supervisor listens before the
 	// guest runs; user mode only.
 	Ports []uint32 `json:"ports,omitempty"`
+	// Device is an open /dev/vhost-vsock that has the CID already; kernel mode
+	// only. Without it the hypervisor opens the device.
+	Device *File `json:"device,omitempty"`
 }
 
 // Network is a network interface. Guest, gateway and name server are addresses
@@ -118,6 +121,8 @@ func (s *Spec) Check(files int) error {
 		return fmt.Errorf("CID %d is reserved", s.Vsock.CID)
 	case s.Vsock.Mode != vsock.ModeUser && s.Vsock.Mode != vsock.ModeKernel:
 		return fmt.Errorf("unknown vsock mode %q", s.Vsock.Mode)
+	case s.Vsock.Device != nil && (s.Vsock.Mode != vsock.ModeKernel || !has(*s.Vsock.Device)):
+		return fmt.Errorf("the descriptor of the vsock device is missing")
 	}
 	for i, d := range s.Disks {
 		if !has(d.File) {

@@ -108,6 +108,11 @@ func TestDemuxSortsByCID(t *testing.T) {
 	}
 	// Whoever is nobody's guest is turned away, and so is what is no vsock.
 	<-kl.dial(t, 99, 1).closed
+	// So are processes of the host, over its loopback and otherwise.
+	for cid := range uint32(3) {
+		<-kl.dial(t, cid, 1023).closed
+	}
+	<-kl.dial(t, vsock.CIDAny, 1).closed
 	<-kl.arrive(t, &net.UnixAddr{Name: "x"}).closed
 }
 

@@ -2,6 +2,7 @@ package vmc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -91,5 +92,32 @@ func (a *app) config(ctx context.Context, s *session, name string, change map[st
 		}
 		t.row(strings.ToUpper(key[:1])+key[1:], value)
 	}
+	if plainValue(settings["unchecked_agent"]) == true {
+		t.row("Unchecked agent", "allowed")
+	}
 	return t.end()
+}
+
+func (a *app) vsockAllowCommand() *cobra.Command {
+	var never bool
+	cmd := &cobra.Command{
+		Use:   "vsock-allow NAME",
+		Short: "Let a VM run a system of its owner's with kernel vsock (for administrators)",
+		Long: "Where the service runs with kernel vsock, every user of this host can dial every guest.\n" +
+			"Auberge's own agents turn away all but the service; what else listens in a guest does not.\n" +
+			"VMs with a kernel, an initrd or a root file system of their owner's are therefore refused\n" +
+			"there until an administrator allows it for that VM.",
+		Example: `  vmc --owner 1000 vsock-allow mine
+  vmc --owner 1000 vsock-allow mine --never`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeVM(a.running, a.withDisk),
+		RunE: a.withSession(func(ctx context.Context, s *session, args []string) error {
+			if a.owner == "" {
+				return withCode(ExitUsage, errors.New("say whose VM it is, with --owner and a uid"))
+			}
+			return s.plain(ctx, "AllowUncheckedAgent", []any{args[0], a.owner, !never})
+		}),
+	}
+	cmd.Flags().BoolVar(&never, "never", false, "forbid it again")
+	return cmd
 }

@@ -129,7 +129,7 @@ func (a *app) command() *cobra.Command {
 	}
 	add(groupVMs, a.startCommand(), a.stopCommand(), a.suspendCommand(), a.resumeCommand(),
 		a.listCommand(), a.infoCommand(), a.logsCommand(), a.timeSyncCommand())
-	add(groupDisks, a.createCommand(), a.resizeCommand(), a.destroyCommand(), a.configCommand())
+	add(groupDisks, a.createCommand(), a.resizeCommand(), a.destroyCommand(), a.configCommand(), a.vsockAllowCommand())
 	add(groupScripts, a.callCommand(), a.encodeCommand(), a.decodeCommand(), a.monitorCommand(), a.stateCommand(), a.operationsCommand())
 	root.SetFlagErrorFunc(unknownFlag)
 	root.InitDefaultCompletionCmd()

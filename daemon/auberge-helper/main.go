@@ -98,7 +98,7 @@ func run(ctx context.Context, o *options) error {
 		defer cancel()
 	}
 	s := &helper.Server{PeerUID: peer.UID, MinUID: o.minUID, ReservedUIDs: o.reserved,
-		Opener: &policy.Opener{}, DialGuest: vsock.DialKernel, Networks: networks, Log: log, Idle: o.idle}
+		Opener: &policy.Opener{}, DialGuest: vsock.DialKernel, ReserveCID: vsock.ReserveCID, Networks: networks, Log: log, Idle: o.idle}
 	log.Info("ready", "peer", o.peer, "socket", l.Addr())
 	if _, err := sddaemon.SdNotify(false, sddaemon.SdNotifyReady); err != nil {
 		log.Warn("tell the service manager", "err", err)

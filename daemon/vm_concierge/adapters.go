@@ -68,7 +68,11 @@ func (o own) ConfigureVm(ctx context.Context, s policy.Subject, name string, set
 
 func (o own) GetVmSettings(_ context.Context, s policy.Subject, name string) (dbus.VMSettings, error) {
 	set, err := o.service.GetVmSettings(s, name)
-	return dbus.VMSettings{MemoryMiB: set.MemoryMiB, CPUs: set.CPUs, Network: (*string)(set.Network)}, err
+	return dbus.VMSettings{MemoryMiB: set.MemoryMiB, CPUs: set.CPUs, Network: (*string)(set.Network), UncheckedAgent: set.UncheckedAgent}, err
+}
+
+func (o own) AllowUncheckedAgent(ctx context.Context, s policy.Subject, name string, allow bool) error {
+	return o.service.AllowUncheckedAgent(ctx, s, name, allow)
 }
 
 func (o own) ListenVsock(ctx context.Context, s policy.Subject, name string, port uint32) (*os.File, uint32, error) {

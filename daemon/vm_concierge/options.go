@@ -16,6 +16,7 @@ import (
 	"github.com/auberge-vm/auberge/concierge/host"
 	"github.com/auberge-vm/auberge/daemon/setup"
 	"github.com/auberge-vm/auberge/dbus"
+	"github.com/auberge-vm/auberge/helper"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
 	"github.com/auberge-vm/auberge/vsock"
@@ -33,6 +34,7 @@ type options struct {
 	qemu       string
 	backend    string
 	vmUser     string
+	helper     string
 	units      bool
 	network    string
 	pool       string
@@ -52,6 +54,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.qemu, "qemu", "qemu-system-x86_64", "the QEMU program")
 	f.StringVar(&o.backend, "vsock-backend", "vhost-device-vsock", "the program that serves vsock in user mode")
 	f.StringVar(&o.vmUser, "vm-user", "auberge-vm", "the user under which VMs run, when this service may switch users")
+	f.StringVar(&o.helper, "helper", "", "the `SOCKET` of auberge-helper, which then opens callers' files and dials guests (default: this service does it itself)")
 	f.BoolVar(&o.units, "vm-units", false, "run VMs as units of systemd, auberge-vm@ID.service: their programs, user and limits are what the unit says")
 	f.StringVar(&o.network, "network", "user", "what VMs reach unless their owner chose otherwise: none, restricted, user or tap, which needs --helper")
 	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
@@ -104,6 +107,10 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	default:
 		return cfg, fmt.Errorf("--vsock %q: must be auto, user or kernel", o.Vsock)
 	}
+	if o.helper != "" {
+		c := &helper.Client{Path: o.helper}
+		cfg.Opener, cfg.DialGuest, cfg.ReserveCID = c, c.Dial, c.ReserveCID
+	}
 	if err := o.launcher(&cfg, log); err != nil {
 		return cfg, err
 	}
@@ -144,6 +151,9 @@ func (o *options) launcher(cfg *concierge.Config, log *slog.Logger) error {
 	l := &vmm.Launcher{Program: program, Args: []string{"--qemu", o.qemu, "--vsock-backend", o.backend}}
 	cfg.Launcher = l
 	if !policy.CanSwitch() {
+		if o.helper != "" {
+			return errors.New("--helper opens the files of every user, but VMs would run as this service's own user: give --vm-units, or CAP_SETUID, CAP_SETGID and CAP_KILL to start them as --vm-user")
+		}
 		log.Warn("this service cannot switch users and serves its own user only", "uid", os.Geteuid())
 		own := policy.Credential{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
 		l.Start = func(cmd *exec.Cmd) error { return policy.StartAs(cmd, own) }

@@ -65,7 +65,12 @@ func (p *Params) set(name, value string) error {
 	case "auberge.rootfs":
 		return setChoice(&p.WritableRoot, value, "ro", "rw")
 	case "auberge.vsock":
-		return setChoice(&p.ReservedVsock, value, "user", "kernel")
+		// The host says it first, and what a VM's owner adds does not make
+		// other users of the host welcome.
+		reserved := p.ReservedVsock
+		err := setChoice(&p.ReservedVsock, value, "user", "kernel")
+		p.ReservedVsock = p.ReservedVsock || reserved
+		return err
 	case "maitred.listen_port":
 		port, err := strconv.ParseUint(value, 10, 32)
 		if err != nil || port == 0 || port == 1<<32-1 {

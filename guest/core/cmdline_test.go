@@ -21,6 +21,8 @@ func TestParseParams(t *testing.T) {
 		"what is not ours":               {line: "quiet console=ttyS0 rw auberge.later=1 maitred", want: defaults},
 		"a writable root":                {line: "auberge.rootfs=rw", want: with(func(p *Params) { p.WritableRoot = true })},
 		"the last value wins":            {line: "auberge.rootfs=rw auberge.rootfs=ro", want: defaults},
+		"kernel vsock, and then not":     {line: "auberge.vsock=kernel quiet auberge.vsock=user\n", want: with(func(p *Params) { p.ReservedVsock = true })},
+		"kernel vsock after all":         {line: "auberge.vsock=user auberge.vsock=kernel\n", want: with(func(p *Params) { p.ReservedVsock = true })},
 		"kernel vsock":                   {line: "auberge.vsock=kernel\n", want: with(func(p *Params) { p.ReservedVsock = true })},
 		"user vsock":                     {line: "auberge.vsock=user", want: defaults},
 		"another port":                   {line: "maitred.listen_port=7000", want: with(func(p *Params) { p.ListenPort = 7000 })},

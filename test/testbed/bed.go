@@ -243,6 +243,19 @@ func (b *Bed) StartConcierge(ctx context.Context, args ...string) (*Daemon, erro
 	return d, err
 }
 
+// StartHelper starts auberge-helper as root and returns when it is ready; its
+// socket is at HelperSocket.
+func (b *Bed) StartHelper(ctx context.Context, args ...string) (*Daemon, error) {
+	cmd := exec.Command(filepath.Join(b.Bin, "auberge-helper"), append([]string{"--socket", b.HelperSocket(),
+		"--peer-user", b.service.Name, "--reserved-uids", ""}, args...)...)
+	cmd.Dir = b.Dir
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	return b.startDaemon(ctx, cmd)
+}
+
+// HelperSocket is where auberge-helper is reached.
+func (b *Bed) HelperSocket() string { return filepath.Join(b.Dir, "helper") }
+
 // startDaemon starts a daemon and waits until it says that it is ready, by
 // the protocol of systemd.
 func (b *Bed) startDaemon(ctx context.Context, cmd *exec.Cmd) (*Daemon, error) {

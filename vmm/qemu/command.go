@@ -76,7 +76,7 @@ func (d Driver) Command(spec *vmm.Spec, files []*os.File, monitor *os.File) (*ex
 		}
 		addDisk(add, i, disk, fd(disk.File), readOnly)
 	}
-	addVsock(add, spec.Vsock)
+	addVsock(add, spec.Vsock, fd)
 	if n := spec.Network; n != nil {
 		netdev := fmt.Sprintf("user,id=net0,ipv6=off,net=%s,host=%s,dns=%s,dhcpstart=%s,restrict=%s",
 			n.Subnet, n.Gateway, n.NameServer, n.Guest, onOff(n.Restricted))
@@ -146,9 +146,13 @@ func (o object) String() string {
 	return string(b)
 }
 
-func addVsock(add func(...string), v vmm.Vsock) {
+func addVsock(add func(...string), v vmm.Vsock, fd func(vmm.File) int) {
 	if v.Mode == vsock.ModeKernel {
-		add("-device", fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,disable-legacy=on", v.CID))
+		device := fmt.Sprintf("vhost-vsock-pci,guest-cid=%d,disable-legacy=on", v.CID)
+		if v.Device != nil {
+			device += fmt.Sprintf(",vhostfd=%d", fd(*v.Device))
+		}
+		add("-device", device)
 		return
 	}
 	add("-chardev", "socket,id=vsock0,path="+vmm.BackendSocket,
