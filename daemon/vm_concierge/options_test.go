@@ -49,6 +49,8 @@ func TestOptionsAreChecked(t *testing.T) {
 		"--network":      {"--network", "bridge"},
 		"--logout":       {"--logout", "lock"},
 		"--address-pool": {"--address-pool", "10.0.0.0"},
+		"--helper":       {"--network", "tap"},
+		"--network tap":  {"--vm-units", "--network", "user"},
 	}
 	if os.Geteuid() == 0 {
 		tests["create a system user"] = []string{"--vm-user", "nobody-of-this-name"}
