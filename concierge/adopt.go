@@ -41,7 +41,7 @@ func (s *Service) writeRecord(v *vm, state recordState) error {
 	v.mu.Lock()
 	r := record{UID: v.key.uid, Label: v.key.label, Name: v.key.name, Word: v.owner.Word, Type: int32(v.typ),
 		CID: v.cid, Net: v.net, Memory: v.memory, CPUs: v.cpus, Since: v.since, Token: v.token,
-		Disk: v.disk, Sparse: v.sparse, Asleep: v.asleep, State: state, Disks: v.disks, Processes: v.processes}
+		Disk: v.disk, Sparse: v.sparse, Asleep: v.asleep, Image: v.image, State: state, Disks: v.disks, Processes: v.processes}
 	v.mu.Unlock()
 	s.mu.Unlock()
 	b, err := json.Marshal(r)
@@ -200,12 +200,12 @@ func (s *Service) vmOf(dir string, r record) *vm {
 	ctx, abort := context.WithCancelCause(s.quit)
 	return &vm{
 		key: key{uid: r.UID, label: r.Label, name: r.Name}, owner: owner, id: id, dir: dir,
-		cid: r.CID, net: r.Net, typ: pb.VmInfo_VmType(r.Type), memory: r.Memory, announced: true,
+		cid: r.CID, net: r.Net, typ: pb.VmInfo_VmType(r.Type), memory: r.Memory, reserved: uint64(max(r.Memory, 0)), announced: true,
 		disks: r.Disks, processes: r.Processes,
 		log:      s.log.With("vm", r.Name, "owner", r.Word, "id", id),
 		starting: ctx, abort: abort,
 		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
-		cpus: r.CPUs, since: r.Since, token: r.Token, disk: r.Disk, sparse: r.Sparse, asleep: r.Asleep,
+		cpus: r.CPUs, since: r.Since, token: r.Token, disk: r.Disk, sparse: r.Sparse, asleep: r.Asleep, image: r.Image,
 	}
 }
 

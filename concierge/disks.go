@@ -82,6 +82,15 @@ func (s *Service) CreateDiskImage(_ context.Context, sub policy.Subject, req *pb
 	if err != nil {
 		return nil, err
 	}
+	granted, release, err := s.pledgeDisk(sub.Owner.UID, path, uint64(size), req.DiskSize == 0)
+	if errors.Is(err, ErrQuota) {
+		return &pb.CreateDiskImageResponse{Status: pb.DiskImageStatus_DISK_STATUS_NOT_ENOUGH_SPACE, FailureReason: err.Error()}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	size = int64(granted)
 	err = makeDisk(dir, filepath.Base(path), size, req)
 	switch {
 	case errors.Is(err, fs.ErrExist):

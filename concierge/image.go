@@ -19,8 +19,9 @@ const (
 	maxInitrd = 1 << 30
 )
 
-// An image is the installed guest image.
+// An image is an installed guest image.
 type image struct {
+	key                       string
 	kernel, initramfs, rootfs string
 }
 
@@ -32,6 +33,7 @@ func loadImage(dir string) (image, error) {
 		return image{}, fmt.Errorf("the guest image is not installed: %w (build one with make image, or see --image-dir)", err)
 	}
 	var m struct {
+		Key   string `json:"key"`
 		Files []struct {
 			Name string `json:"name"`
 			Size int64  `json:"size"`
@@ -55,7 +57,7 @@ func loadImage(dir string) (image, error) {
 		return image{}, fmt.Errorf("the guest image in %s is damaged: manifest.json does not list %s", dir, strings.Join(missing, ", "))
 	}
 	in := func(name string) string { return filepath.Join(dir, name) }
-	return image{kernel: in(kernelFile), initramfs: in(initramfsFile), rootfs: in(rootfsFile)}, nil
+	return image{key: m.Key, kernel: in(kernelFile), initramfs: in(initramfsFile), rootfs: in(rootfsFile)}, nil
 }
 
 // Files of an image.

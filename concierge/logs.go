@@ -46,6 +46,7 @@ func (s *Service) openLog(v *vm) {
 // collect opens the VM's log and hears from now on what the guest logs.
 func (s *Service) collect(v *vm) {
 	s.openLog(v)
+	s.boundLogs(v)
 	if v.info().Status == pb.VmStatus_VM_STATUS_STARTING {
 		v.note(vmlog.Info, "the VM is starting, with the CID %d", v.cid)
 	}

@@ -36,11 +36,12 @@ func (o opening) boot(ctx context.Context, req *pb.StartVmRequest, fds fdMap, p 
 	if req.StartTermina {
 		kernelPath, rootPath = "", ""
 	}
-	img, imgErr := loadImage(o.service.cfg.ImageDir)
+	img, imgErr := o.service.installedImage()
 	installed := func(path string) (*os.File, error) {
 		if imgErr != nil {
 			return nil, imgErr
 		}
+		p.image = img.key
 		return os.Open(path)
 	}
 	kernel, err := o.bootFile(ctx, "kernel", fds[pb.StartVmRequest_KERNEL], kernelPath, maxKernel, checkKernel)

@@ -104,11 +104,11 @@ func (os operations) prune(now time.Time) {
 	}
 }
 
-func (os operations) list(sub policy.Subject, now time.Time) []map[string]any {
+func (os operations) list(see func(uid uint32) bool, now time.Time) []map[string]any {
 	os.prune(now)
 	var all []*operation
 	for _, o := range os {
-		if maySee(sub, o.owner.UID) {
+		if see(o.owner.UID) {
 			all = append(all, o)
 		}
 	}
@@ -126,7 +126,7 @@ func (os operations) list(sub policy.Subject, now time.Time) []map[string]any {
 func (s *Service) ListOperations(_ context.Context, sub policy.Subject) ([]map[string]any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.operations.list(sub, time.Now()), nil
+	return s.operations.list(func(uid uint32) bool { return maySee(sub, uid) }, time.Now()), nil
 }
 
 // beginOperation makes an operation that runs.
@@ -170,6 +170,9 @@ func (s *Service) endOperation(o *operation, status opStatus, reason string) {
 	}
 	s.journal.note(o.owner.UID, operationChanged, o.describe())
 	s.operations.prune(o.ended)
+	if s.cfg.Observer != nil {
+		s.cfg.Observer.OperationEnded(o.kind, string(status), o.ended.Sub(o.started))
+	}
 }
 
 // finish ends an operation by its error.

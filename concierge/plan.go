@@ -44,6 +44,8 @@ type plan struct {
 	mounts  []guestlink.Mount
 	termina *guestlink.Termina
 	disk    ownDisk
+	// image is the key of the installed image of which the VM has files.
+	image string
 	// sparse: the stateful disk can grow on the host.
 	sparse bool
 	// token and user are for a guest without containers.
@@ -232,13 +234,13 @@ func (s *Service) size(v *vm, req *pb.StartVmRequest, p *plan) error {
 	if err != nil {
 		return err
 	}
-	total, available := hostMemory()
+	total, _ := hostMemory()
 	memory := min(total>>20/4, defaultMemoryMiB)
 	if set.MemoryMiB != nil {
 		memory = *set.MemoryMiB
 	}
-	if memory > available>>20 {
-		return fmt.Errorf("the VM needs %d MiB of memory and the host has %d MiB to give; stop another VM or set less with ConfigureVm", memory, available>>20)
+	if err := s.reserveMemory(v, memory<<20); err != nil {
+		return err
 	}
 	p.spec.MemoryMiB = int64(memory)
 
@@ -293,7 +295,11 @@ func (s *Service) accelerator(ctx context.Context) (vmm.Accel, error) {
 	if known := s.knownAccel(); known != nil {
 		return known.Accel, nil
 	}
+	// The VMs' user has to be able to open it by its name.
 	img, err := loadImage(s.cfg.ImageDir)
+	if err != nil {
+		img, err = s.installedImage()
+	}
 	if err != nil {
 		return "", err
 	}

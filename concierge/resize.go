@@ -45,7 +45,18 @@ func (s *Service) ResizeDiskImage(ctx context.Context, sub policy.Subject, req *
 		return &pb.ResizeDiskImageResponse{Status: pb.DiskImageStatus_DISK_STATUS_DOES_NOT_EXIST,
 			FailureReason: fmt.Sprintf("VM %q has no disk image", req.VmName)}, nil
 	}
+	release, err := s.pledgeGrowth(sub.Owner.UID, path, size)
+	if errors.Is(err, ErrQuota) {
+		return &pb.ResizeDiskImageResponse{Status: pb.DiskImageStatus_DISK_STATUS_NOT_ENOUGH_SPACE, FailureReason: err.Error()}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
 	v, m, err := s.up(sub, req.VmName)
+	if err == nil && !v.isSuspended() {
+		return s.beginResize(v, m, path, size, release)
+	}
+	defer release()
 	switch {
 	case errors.Is(err, ErrNotFound):
 		if err = s.checkUnused(path, sub.Owner.UID); err == nil {
@@ -53,15 +64,23 @@ func (s *Service) ResizeDiskImage(ctx context.Context, sub policy.Subject, req *
 		}
 	case err != nil:
 		return nil, err
-	case v.isSuspended():
-		return nil, fmt.Errorf("VM %q is suspended; resume it before its disk is resized", req.VmName)
 	default:
-		return s.beginResize(v, m, path, size)
+		return nil, fmt.Errorf("VM %q is suspended; resume it before its disk is resized", req.VmName)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("resize the disk of VM %q: %w", req.VmName, err)
 	}
 	return &pb.ResizeDiskImageResponse{Status: pb.DiskImageStatus_DISK_STATUS_RESIZED}, nil
+}
+
+// pledgeGrowth reserves what an image would become larger by. One that becomes
+// smaller needs nobody's leave.
+func (s *Service) pledgeGrowth(uid uint32, path string, size int64) (release func(), err error) {
+	if i, ok := imageAt(path); ok && uint64(size) <= i.virtual {
+		return func() {}, nil
+	}
+	_, release, err = s.pledgeDisk(uid, path, uint64(size), false)
+	return release, err
 }
 
 // growImage makes an image that nobody uses larger.
@@ -109,7 +128,13 @@ func imageSize(path string, spec *vmm.Spec, disk int) (int64, error) {
 // have no such attributes; then nobody knows.
 func markChosen(path string) { _ = unix.Setxattr(path, sizeXattr, []byte("1"), 0) }
 
-func (s *Service) beginResize(v *vm, m *vmm.Machine, path string, size int64) (*pb.ResizeDiskImageResponse, error) {
+// beginResize takes over release, which ends what was reserved for the disk.
+func (s *Service) beginResize(v *vm, m *vmm.Machine, path string, size int64, release func()) (_ *pb.ResizeDiskImageResponse, err error) {
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
 	v.mu.Lock()
 	disk := v.disk
 	v.mu.Unlock()
@@ -144,6 +169,7 @@ func (s *Service) beginResize(v *vm, m *vmm.Machine, path string, size int64) (*
 	s.emit(v, "DiskImageProgress", s.diskStatus(op))
 	go func() {
 		defer s.running.Done()
+		defer release()
 		defer cancel(nil)
 		ctx, stop := context.WithTimeout(ctx, resizeTimeout)
 		defer stop()

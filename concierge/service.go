@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/concierge/host"
+	"github.com/auberge-vm/auberge/concierge/images"
 	"github.com/auberge-vm/auberge/concierge/vmlog"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
@@ -55,8 +56,11 @@ type Config struct {
 	StateDir string
 	// RuntimeDir holds a directory per running VM; it does not.
 	RuntimeDir string
-	// ImageDir is the installed guest image.
+	// ImageDir is the packaged guest image.
 	ImageDir string
+	// UpdateImage takes it into use by itself, when it is another one than
+	// before.
+	UpdateImage bool
 	// Accel forces an accelerator; empty means that a probe chooses.
 	Accel vmm.Accel
 	// Vsock is the transport of new VMs.
@@ -75,6 +79,8 @@ type Config struct {
 	// AllowVulnerableCPU lets guests run on processors with flaws that the
 	// host does nothing about.
 	AllowVulnerableCPU bool
+	// Quota is what users may have; nil limits nothing.
+	Quota *Quota
 	// VMGroup is the group in which this process meets the VMs' user; it gets
 	// the VMs' directories. Negative where VMs run as this process's own user.
 	VMGroup int
@@ -92,6 +98,8 @@ type Config struct {
 	ReserveCID func(ctx context.Context, guest vsock.Addr) (*os.File, error)
 	Events     Events
 	Log        *slog.Logger
+	// Observer may be nil.
+	Observer Observer
 }
 
 // DefaultPool is where VMs get their networks unless configured otherwise; it
@@ -118,6 +126,8 @@ type Service struct {
 
 	operations operations
 	journal    journal
+	// pledges are in the order in which they were made, under mu.
+	pledges []*diskPledge
 	// hostChanges counts them, under mu.
 	hostChanges hostChanges
 
@@ -127,6 +137,7 @@ type Service struct {
 	probeTurn   chan struct{}
 	kernelPorts *kernelPorts
 	logs        *vmlog.Store
+	images      *images.Store
 	logPipes    *logPipes
 	running     sync.WaitGroup
 	// quit ends every goroutine of the service; VMs stay.
@@ -166,6 +177,10 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		stop()
 		return nil, err
 	}
+	if s.images, err = images.Open(filepath.Join(cfg.StateDir, "images"), cfg.ImageDir, cfg.Log); err != nil {
+		stop()
+		return nil, err
+	}
 	if cfg.Vsock == vsock.ModeKernel {
 		if s.kernelPorts, err = listenKernelPorts(); err != nil {
 			stop()
@@ -178,6 +193,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		}
 	}
 	s.adoptAll(ctx)
+	s.running.Go(s.updateImage)
 	if w, err := cfg.Host.Watch(s.log); err == nil {
 		s.running.Go(func() { s.watchHost(w) })
 	} else {

@@ -30,8 +30,9 @@ func (s *Service) StartVm(ctx context.Context, sub policy.Subject, req *pb.Start
 	if err := policy.CheckName(req.Name); err != nil {
 		return nil, err
 	}
+	limit := s.cfg.Quota.For(sub.Owner.UID).VMs
 	for {
-		v, mine, err := s.enter(sub, req)
+		v, mine, err := s.enter(sub, req, limit)
 		if err != nil {
 			return nil, err
 		}
@@ -78,7 +79,7 @@ func mountResult(r guestlink.MountResult) pb.StartVmResponse_MountResult {
 
 // enter finds the VM in the table or makes an entry for it, in one step, so
 // that two starts at once make one VM.
-func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine bool, err error) {
+func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest, limit uint64) (v *vm, mine bool, err error) {
 	k := keyOf(sub.Owner, req.Name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -87,6 +88,9 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest) (v *vm, mine
 	}
 	if v := s.vms[k]; v != nil {
 		return v, false, nil
+	}
+	if err := s.vmQuota(k.uid, limit); err != nil {
+		return nil, false, err
 	}
 	if s.hostDown {
 		return nil, false, fmt.Errorf("%w: VM %q can be started when it is up again, or when the shutdown is called off", ErrHostShutdown, req.Name)
@@ -131,6 +135,7 @@ func (s *Service) begin(v *vm, sub policy.Subject, req *pb.StartVmRequest, files
 	op := s.beginOperation(opStart, v.owner, v.key.name, nil)
 	start := func(ctx context.Context) error {
 		defer v.abort(nil)
+		defer s.settleMemory(v)
 		defer closeFiles(own)
 		if err != nil {
 			return err
@@ -157,7 +162,7 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err 
 		return err
 	}
 	v.mu.Lock()
-	v.memory, v.cpus, v.disk, v.sparse, v.token = p.spec.MemoryMiB<<20, p.spec.CPUs, p.disk, p.sparse, p.token
+	v.memory, v.cpus, v.disk, v.sparse, v.token, v.image = p.spec.MemoryMiB<<20, p.spec.CPUs, p.disk, p.sparse, p.token, p.image
 	v.mu.Unlock()
 	s.changed(v)
 	if err := s.makeDir(v); err != nil {
@@ -261,7 +266,7 @@ func (s *Service) connect(v *vm) error {
 	link, err := maitred.New(l, s.dialer(v.machine, vsock.PortMaitred), v.log, maitred.WithInstallListener(func(st guestlink.InstallState) {
 		s.emit(v, "VmInstallStateSignal", &pb.VmInstallStateSignal{State: pb.VmInstallStateSignal_State(st.State),
 			InProgressStep: pb.VmInstallStateSignal_Step(st.Step), InProgressPercent: st.Percent, FailedReason: st.Reason})
-	}))
+	}), maitred.WithObserver(func(c guestlink.Call) { s.guestCalled(v, c) }))
 	if err != nil {
 		l.Close()
 		return err

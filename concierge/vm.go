@@ -34,6 +34,10 @@ type vm struct {
 
 	// disks are the images that the VM has open; under the table's lock.
 	disks []diskUse
+	// reserved is memory in bytes that counts as the VM's, pledged that the
+	// host does not show it yet; both under the table's lock.
+	reserved uint64
+	pledged  bool
 
 	// starting is the context of a start in progress, which abort ends.
 	starting context.Context
@@ -78,12 +82,15 @@ type vm struct {
 	// token is what the agents of a guest without containers are known by.
 	token string
 	disk  ownDisk
+	image string // the key of the installed image of which it has files
 	// sparse says that the guest should know how much space the host has;
 	// space is what it was told last.
 	sparse, spaceTold bool
 	space             int64
 
 	resizing bool // guarded by the service's lock
+
+	health health
 }
 
 // ownDisk is the disk of a VM that is in its owner's store under the VM's name.
@@ -181,6 +188,7 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 		close(v.started)
 		return
 	}
+	v.health.heard()
 	told := v.told
 	v.setStatus(pb.VmStatus_VM_STATUS_RUNNING)
 	if s.changesSoFar() != told {
@@ -383,6 +391,7 @@ type record struct {
 	Token  string      `json:"token,omitempty"`
 	Disk   ownDisk     `json:"disk,omitzero"`
 	Sparse bool        `json:"sparse,omitempty"`
+	Image  string      `json:"image,omitempty"`
 	Asleep bool        `json:"asleep,omitempty"`
 	State  recordState `json:"state"`
 	Disks  []diskUse   `json:"disks,omitempty"`

@@ -48,6 +48,16 @@ type Concierge1 interface {
 	GetState(ctx context.Context, s policy.Subject) (State, error)
 	// ListOperations returns the caller's operations, running and recent.
 	ListOperations(ctx context.Context, s policy.Subject) ([]map[string]any, error)
+	// GetQuota returns what the caller has and may have.
+	GetQuota(ctx context.Context, s policy.Subject) (map[string]any, error)
+	// GetAllState is GetState for everybody's VMs.
+	GetAllState(ctx context.Context, s policy.Subject) (State, error)
+	// ListDiskUsage returns what GetQuota does for everybody who has something.
+	ListDiskUsage(ctx context.Context, s policy.Subject) ([]map[string]any, error)
+	// GetServiceInfo returns how the service runs VMs on this host.
+	GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error)
+
+	ImageHandler
 }
 
 // A State is one snapshot. Signals of our own interface with the same Instance
@@ -136,6 +146,10 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 				return []any{ops}, err
 			},
 		},
+		getQuota(h),
+		getAllState(h),
+		listDiskUsage(h),
+		getServiceInfo(h),
 		// The signals of the VMs that the caller has the right to see: for an
 		// administrator everybody's, for others their own, which they get
 		// without asking.
@@ -146,6 +160,7 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 		{VmChanged, []Arg{{"instance", "s"}, {"sequence", "t"}, {"vm", "a{sv}"}}},
 		{OperationChanged, []Arg{{"instance", "s"}, {"sequence", "t"}, {"operation", "a{sv}"}}},
 	}}
+	own.Methods = append(own.Methods, imageMethods(h)...)
 	if h == nil {
 		for i := range own.Methods {
 			own.Methods[i].handle = nil

@@ -42,6 +42,10 @@ type handler struct {
 	getVmSettings    func(context.Context, policy.Subject, string) (VMSettings, error)
 	getVmLogs        func(context.Context, policy.Subject, *conciergepb.GetVmLogsRequest) (*conciergepb.GetVmLogsResponse, error)
 	getState         func(context.Context, policy.Subject) (State, error)
+	getAllState      func(context.Context, policy.Subject) (State, error)
+	listDiskUsage    func(context.Context, policy.Subject) ([]map[string]any, error)
+	getQuota         func(context.Context, policy.Subject) (map[string]any, error)
+	getServiceInfo   func(context.Context, policy.Subject) (map[string]any, error)
 }
 
 func (h *handler) StartVm(ctx context.Context, s policy.Subject, req *conciergepb.StartVmRequest, fds []*os.File) (*conciergepb.StartVmResponse, error) {
@@ -194,6 +198,18 @@ func (h *handler) GetVmSettings(ctx context.Context, s policy.Subject, name stri
 	return h.getVmSettings(ctx, s, name)
 }
 
+func (h *handler) ListImages(context.Context, policy.Subject) ([]map[string]any, error) {
+	return nil, errUnset
+}
+
+func (h *handler) UpdateImage(context.Context, policy.Subject) (map[string]any, error) {
+	return nil, errUnset
+}
+
+func (h *handler) RollbackImage(context.Context, policy.Subject) (map[string]any, error) {
+	return nil, errUnset
+}
+
 func (h *handler) GetState(ctx context.Context, s policy.Subject) (State, error) {
 	if h.getState == nil {
 		return State{}, errUnset
@@ -286,4 +302,32 @@ func wantError(t testing.TB, err error, name string) {
 	if got := errorName(err); got != name {
 		t.Fatalf("got %v (%v), want %s", got, err, name)
 	}
+}
+
+func (h *handler) GetAllState(ctx context.Context, s policy.Subject) (State, error) {
+	if h.getAllState == nil {
+		return State{}, errUnset
+	}
+	return h.getAllState(ctx, s)
+}
+
+func (h *handler) ListDiskUsage(ctx context.Context, s policy.Subject) ([]map[string]any, error) {
+	if h.listDiskUsage == nil {
+		return nil, errUnset
+	}
+	return h.listDiskUsage(ctx, s)
+}
+
+func (h *handler) GetQuota(ctx context.Context, s policy.Subject) (map[string]any, error) {
+	if h.getQuota == nil {
+		return nil, errUnset
+	}
+	return h.getQuota(ctx, s)
+}
+
+func (h *handler) GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error) {
+	if h.getServiceInfo == nil {
+		return nil, errUnset
+	}
+	return h.getServiceInfo(ctx, s)
 }

@@ -14,9 +14,9 @@ type (
 	OpenArgs = openArgs
 	DialArgs = dialArgs
 
+	ReserveArgs   = reserveArgs
 	TapAddArgs    = tapAddArgs
 	TapRemoveArgs = tapRemoveArgs
-	ReserveArgs   = reserveArgs
 )
 
 const (

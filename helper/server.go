@@ -49,11 +49,11 @@ type Server struct {
 	Opener Opener
 	// DialGuest connects to a guest from a reserved source port.
 	DialGuest func(ctx context.Context, guest vsock.Addr) (*vsock.Conn, error)
-	// Networks makes the networks of VMs; nil where VMs get none of that kind.
-	Networks *tap.Networks
 	// ReserveCID opens the device by which a guest gets a CID.
 	ReserveCID func(cid uint32) (*os.File, error)
-	Log        *slog.Logger
+	// Networks makes the networks of VMs; nil where VMs get none of that kind.
+	Networks *tap.Networks
+	Log      *slog.Logger
 	// Idle is how long the server waits for a connection before it ends,
 	// zero for ever.
 	Idle time.Duration
@@ -159,9 +159,13 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 		err = fmt.Errorf("%w: %w", ErrRefused, err)
 		s.Log.Warn("refused a request", "audit", true, "pid", cred.Pid, "err", err)
 	}
-	if ctx.Err() == nil {
-		c.SetWriteDeadline(time.Now().Add(cmp.Or(s.grace, packetTimeout)))
+	if ctx.Err() != nil { // what failed for that reason is nobody's fault
+		if f != nil {
+			f.Close()
+		}
+		return
 	}
+	c.SetWriteDeadline(time.Now().Add(cmp.Or(s.grace, packetTimeout)))
 	if err := s.answer(c, f, err); err != nil {
 		s.Log.Warn("answer a request", "pid", cred.Pid, "err", err)
 	}

@@ -35,9 +35,9 @@ var verbs = map[string]verb{
 	"open": {timeout: 35 * time.Second, parse: parse[*openArgs]},
 	"dial": {timeout: 15 * time.Second, parse: parse[*dialArgs]},
 
+	"reserve-cid": {timeout: 5 * time.Second, parse: parse[*reserveArgs]},
 	"tap-add":     {timeout: 15 * time.Second, parse: parse[*tapAddArgs]},
 	"tap-remove":  {timeout: 15 * time.Second, parse: parse[*tapRemoveArgs]},
-	"reserve-cid": {timeout: 5 * time.Second, parse: parse[*reserveArgs]},
 }
 
 // parse reads the arguments of a verb, a pointer to a struct.

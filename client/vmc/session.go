@@ -15,6 +15,10 @@ import (
 	"github.com/auberge-vm/auberge/dbus"
 )
 
+// mayAsk lets polkit ask the person for a password, where a method needs one
+// and there is an agent to ask.
+const mayAsk = godbus.FlagAllowInteractiveAuthorization
+
 // grace is how much longer than the service's own deadline an answer may take.
 const grace = 30 * time.Second
 
@@ -74,7 +78,7 @@ func (s *session) call(ctx context.Context, method string, req, resp proto.Messa
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit+grace)
 	defer cancel()
-	call := s.object().CallWithContext(ctx, s.table.Interface+"."+method, 0, args...)
+	call := s.object().CallWithContext(ctx, s.table.Interface+"."+method, mayAsk, args...)
 	if call.Err != nil {
 		return busError(method, call.Err)
 	}
@@ -96,7 +100,7 @@ func (s *session) call(ctx context.Context, method string, req, resp proto.Messa
 func (s *session) plain(ctx context.Context, method string, args []any, results ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, dbus.DefaultTimeout+grace)
 	defer cancel()
-	call := s.object().CallWithContext(ctx, dbus.Concierge1Name+"."+method, 0, args...)
+	call := s.object().CallWithContext(ctx, dbus.Concierge1Name+"."+method, mayAsk, args...)
 	if call.Err != nil {
 		return busError(method, call.Err)
 	}

@@ -4,7 +4,6 @@
 package setup
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,7 +11,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -40,15 +38,16 @@ func (o *Options) AddFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.ImageDir, "image-dir", "/usr/share/auberge/image", "the installed guest image")
 	f.StringVar(&o.Accel, "accel", "auto", "accelerator: auto (KVM when a probe shows that it runs guests), kvm or tcg")
 	f.StringVar(&o.Vsock, "vsock", "auto", "vsock transport: auto (user), user (a private Unix socket per VM) or kernel (vhost-vsock)")
-	f.StringVar(&o.Config, "config", "", "configuration file: lines of \"flag = value\"; the command line wins")
+	f.StringVar(&o.Config, "config", "", "configuration file: lines of \"flag = value\", with a section for each daemon (see auberge.conf); the command line wins")
 	f.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.BoolVar(&o.Broadcast, "broadcast-signals", false, "send signals to everybody instead of the VM's owner (always so on a session bus)")
 }
 
-// Finish reads the configuration file and fills in what depends on the bus.
-func (o *Options) Finish(f *pflag.FlagSet) error {
+// Finish reads the configuration file, with the section of the given daemon,
+// and fills in what depends on the bus.
+func (o *Options) Finish(f *pflag.FlagSet, daemon string) error {
 	if o.Config != "" {
-		if err := loadConfig(f, o.Config); err != nil {
+		if err := LoadConfig(f, o.Config, daemon); err != nil {
 			return err
 		}
 	}
@@ -79,36 +78,6 @@ func xdg(variable, below string) string {
 	}
 	home, _ := os.UserHomeDir()
 	return filepath.Join(home, below)
-}
-
-// loadConfig sets flags from a file of "flag = value" lines. Empty lines and
-// lines that begin with # say nothing.
-func loadConfig(f *pflag.FlagSet, path string) error {
-	file, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("configuration: %w", err)
-	}
-	defer file.Close()
-	sc := bufio.NewScanner(file)
-	for n := 1; sc.Scan(); n++ {
-		line := strings.TrimSpace(sc.Text())
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		name, value, ok := strings.Cut(line, "=")
-		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
-		flag := f.Lookup(name)
-		if !ok || flag == nil || name == "config" {
-			return fmt.Errorf("%s:%d: %q is no setting; settings are the flags without their dashes", path, n, line)
-		}
-		if flag.Changed {
-			continue
-		}
-		if err := flag.Value.Set(value); err != nil {
-			return fmt.Errorf("%s:%d: %s: %w", path, n, name, err)
-		}
-	}
-	return sc.Err()
 }
 
 // Logger is the daemon's log.

@@ -39,7 +39,7 @@ func parse(t *testing.T, config string, args ...string) (*Options, error) {
 	if err := f.Parse(args); err != nil {
 		t.Fatal(err)
 	}
-	return &o, o.Finish(f)
+	return &o, o.Finish(f, "vm_concierge")
 }
 
 func TestConfigurationFile(t *testing.T) {
@@ -54,15 +54,25 @@ func TestConfigurationFile(t *testing.T) {
 		t.Errorf("the file won over the command line: %q", o.Vsock)
 	}
 	for config, want := range map[string]string{
-		"accel":             `:1: "accel" is no setting`,
-		"\nspeed = high":    `:2: "speed = high" is no setting`,
-		"config = /etc/x":   "is no setting",
-		"log-level = loud":  "log-level",
-		"broadcast-signals": "is no setting",
+		"accel":                      `:1: "accel" is no setting`,
+		"\nspeed = high":             `:2: "speed = high" is no setting`,
+		"config = /etc/x":            "is no setting",
+		"log-level = loud":           "log-level",
+		"broadcast-signals":          "is no setting",
+		"[vmm]":                      ":1: there is no section [vmm]; the sections are [",
+		"[vm_concierge":              "there is no section [vm_concierge",
+		"[]":                         "there is no section []",
+		"[vm_concierge]\nlog = info": `:2: "log = info" is no setting`,
 	} {
 		if _, err := parse(t, config); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", config, err, want)
 		}
+	}
+	// Later lines win, and what is for others is theirs, also before the first
+	// section.
+	o, err = parse(t, "accel = tcg\nmax-vms = 3\n[auberge-helper]\nspeed = high\n[vm_concierge]\naccel = kvm\n")
+	if err != nil || o.Accel != "kvm" {
+		t.Errorf("%+v, %v", o, err)
 	}
 	if _, err := parse(t, "", "--config", "/nowhere"); err == nil {
 		t.Error("a missing file was ignored")

@@ -89,8 +89,37 @@ func (o own) GetState(ctx context.Context, s policy.Subject) (dbus.State, error)
 	return dbus.State(st), err
 }
 
+func (o own) ListImages(ctx context.Context, s policy.Subject) ([]map[string]any, error) {
+	return o.service.ListImages(ctx, s)
+}
+
+func (o own) UpdateImage(ctx context.Context, s policy.Subject) (map[string]any, error) {
+	return o.service.UpdateImage(ctx, s)
+}
+
+func (o own) RollbackImage(ctx context.Context, s policy.Subject) (map[string]any, error) {
+	return o.service.RollbackImage(ctx, s)
+}
+
 func (o own) ListOperations(ctx context.Context, s policy.Subject) ([]map[string]any, error) {
 	return o.service.ListOperations(ctx, s)
+}
+
+func (o own) GetQuota(ctx context.Context, s policy.Subject) (map[string]any, error) {
+	return o.service.GetQuota(ctx, s)
+}
+
+func (o own) GetAllState(ctx context.Context, s policy.Subject) (dbus.State, error) {
+	st, err := o.service.GetAllState(ctx, s)
+	return dbus.State(st), err
+}
+
+func (o own) ListDiskUsage(ctx context.Context, s policy.Subject) ([]map[string]any, error) {
+	return o.service.ListDiskUsage(ctx, s)
+}
+
+func (o own) GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error) {
+	return o.service.GetServiceInfo(ctx, s)
 }
 
 // networks are made by the privileged helper.

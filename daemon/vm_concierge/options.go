@@ -42,10 +42,19 @@ type options struct {
 	resolver   string
 	passwd     string
 	logout     string
+	update     string
 	vulnerable bool
 	polkit     string
 	daemons    []string
 	space      time.Duration
+	metrics    string
+	// metricsGroup may read the metrics, besides the service's own user.
+	metricsGroup string
+	maxVMs       limitFlag
+	maxMemory    bytesFlag
+	maxDisk      bytesFlag
+	maxLogs      bytesFlag
+	quotas       []string
 }
 
 func (o *options) addFlags(f *pflag.FlagSet) {
@@ -56,15 +65,19 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.vmUser, "vm-user", "auberge-vm", "the user under which VMs run, when this service may switch users")
 	f.StringVar(&o.helper, "helper", "", "the `SOCKET` of auberge-helper, which then opens callers' files, dials guests and makes TAP networks (default: this service does it itself)")
 	f.BoolVar(&o.units, "vm-units", false, "run VMs as units of systemd, auberge-vm@ID.service: their programs, user and limits are what the unit says")
-	f.StringVar(&o.network, "network", "user", "what VMs reach unless their owner chose otherwise: none, restricted, user or tap, which needs --helper")
+	f.StringVar(&o.network, "network", "", "what VMs reach unless their owner chose otherwise: none, restricted, user or tap (default tap with --helper, else restricted with --vm-units, else user)")
 	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
 	f.StringVar(&o.localtime, "localtime", "", "the link that names the guests' time zone (default /etc/localtime)")
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
 	f.StringVar(&o.passwd, "passwd", "", "the file of the machine's accounts: VMs of an account that is removed are stopped (default /etc/passwd, and what else the name service knows)")
 	f.StringVar(&o.logout, "logout", string(concierge.LogoutKeep), "what becomes of a user's VMs when the user's last session ends: keep, stop or suspend")
-	f.StringVar(&o.polkit, "polkit", "off", "required: polkit decides who may use VMs and who may manage other people's, and nobody is let in when it cannot be asked; off: every user may use VMs, and root alone manages other people's")
+	f.StringVar(&o.update, "image-update", "auto", "auto: a packaged guest image that is another one than before is taken into use at the start; manual: only when an administrator asks for it")
+	f.StringVar(&o.polkit, "polkit", "", "required: polkit decides who may use VMs and who may manage other people's, and nobody is let in when it cannot be asked; off: every user may use VMs, and root alone manages other people's (default required on the system bus, off on others)")
 	f.StringSliceVar(&o.daemons, "daemon-users", nil, "users of Auberge's other daemons, which hear of everybody's VMs")
 	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
+	f.StringVar(&o.metrics, "metrics", "", "serve metrics for Prometheus on this Unix socket")
+	f.StringVar(&o.metricsGroup, "metrics-group", "", "a group that may read the metrics, which the service's user has to be in (default: nobody else)")
+	o.addQuotaFlags(f)
 	f.BoolVar(&o.vulnerable, "allow-vulnerable-cpu", false, "run guests on processors with known flaws that the kernel does nothing about")
 }
 
@@ -86,8 +99,28 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	if o.space < 0 {
 		return cfg, fmt.Errorf("--space-interval %v: must be positive", o.space)
 	}
+	switch o.update {
+	case "auto":
+		cfg.UpdateImage = true
+	case "manual":
+	default:
+		return cfg, fmt.Errorf("--image-update %q: must be auto or manual", o.update)
+	}
 	if !cfg.Logout.Valid() {
 		return cfg, fmt.Errorf("--logout %q: must be keep, stop or suspend", o.logout)
+	}
+	if cfg.Quota, err = o.quota(); err != nil {
+		return cfg, err
+	}
+	cfg.Quota.Check(log)
+	switch {
+	case cfg.Network != "":
+	case o.helper != "":
+		cfg.Network = concierge.NetworkTap
+	case o.units:
+		cfg.Network = concierge.NetworkRestricted // their own processes reach nothing
+	default:
+		cfg.Network = concierge.NetworkUser
 	}
 	if !cfg.Network.Valid() {
 		return cfg, fmt.Errorf("--network %q: must be none, restricted, user or tap", o.network)
@@ -126,6 +159,8 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 // rights makes what the bus has to know about who may do what.
 func (o *options) rights(b *dbus.Options) error {
 	switch o.polkit {
+	case "":
+		b.Polkit = o.Bus == "system"
 	case "required":
 		b.Polkit = true
 	case "off":

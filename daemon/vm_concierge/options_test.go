@@ -3,6 +3,7 @@ package main
 import (
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +11,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/auberge-vm/auberge/concierge"
+	"github.com/auberge-vm/auberge/daemon/setup/setuptest"
+	"github.com/auberge-vm/auberge/packaging"
 )
 
 func configOf(t *testing.T, args ...string) (concierge.Config, error) {
@@ -47,8 +50,10 @@ func TestOptionsAreChecked(t *testing.T) {
 		"--accel":        {"--accel", "xen"},
 		"--vsock":        {"--vsock", "tcp"},
 		"--network":      {"--network", "bridge"},
+		"--image-update": {"--image-update", "never"},
 		"--logout":       {"--logout", "lock"},
 		"--address-pool": {"--address-pool", "10.0.0.0"},
+		"USER:vms=4":     {"--quota", "alice"},
 		"--helper":       {"--network", "tap"},
 		"--network tap":  {"--vm-units", "--network", "user"},
 	}
@@ -60,5 +65,50 @@ func TestOptionsAreChecked(t *testing.T) {
 		if _, err := configOf(t, append([]string{"--vm-user", "nobody"}, args...)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", args, err, want)
 		}
+	}
+}
+
+// Every setting is in the file that is installed, with its default.
+func TestConfigurationFileIsComplete(t *testing.T) {
+	var o options
+	f := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	o.addFlags(f)
+	setuptest.Documented(t, f, "vm_concierge")
+}
+
+// The file that is installed can be used as it is, and so can all of its lines
+// when their comments are taken away, as an administrator would.
+func TestInstalledConfiguration(t *testing.T) {
+	load := func(text string) *options {
+		t.Helper()
+		path := filepath.Join(t.TempDir(), "auberge.conf")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var o options
+		f := pflag.NewFlagSet("test", pflag.ContinueOnError)
+		o.addFlags(f)
+		if err := f.Parse([]string{"--config", path, "--supervisor", "/bin/true", "--vm-user", "nobody"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.Finish(f, "vm_concierge"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := o.config(slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatal(err)
+		}
+		return &o
+	}
+	load(packaging.Config)
+	text := packaging.Config
+	for _, s := range packaging.Settings() {
+		text = strings.Replace(text, "\n#"+s.Name+" =", "\n"+s.Name+" =", 1)
+	}
+	load(text)
+	o := load("log-level = debug\n[vm_concierge]\nmax-vms = 2\nmax-disk = 10G\nquota = root:vms=3\nquota = @root:disk=unlimited\n[auberge-helper]\nwhatever = it has\n")
+	q, err := o.quota()
+	if err != nil || q.Default.VMs != 2 || q.For(0) != (concierge.Limits{VMs: 3, Memory: concierge.Unlimited, Disk: concierge.Unlimited, Logs: defaultMaxLogs}) ||
+		q.For(4000000001).Disk != 10<<30 || !strings.HasSuffix(q.Where, "auberge.conf") || o.LogLevel != slog.LevelDebug {
+		t.Errorf("%+v, %v", q, err)
 	}
 }

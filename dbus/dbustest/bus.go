@@ -54,6 +54,13 @@ func System(t testing.TB) *Bus {
 	return SystemFor(t, me.Username)
 }
 
+// polkitPolicy lets the test's user stand in for polkit.
+const polkitPolicy = `<busconfig>
+  <policy user="@USER@"><allow own="org.freedesktop.PolicyKit1"/></policy>
+  <policy context="default"><allow send_destination="org.freedesktop.PolicyKit1"/></policy>
+</busconfig>
+`
+
 // SystemFor is System with another user in place of the services'.
 func SystemFor(t testing.TB, serviceUser string) *Bus {
 	t.Helper()
@@ -74,6 +81,7 @@ func SystemFor(t testing.TB, serviceUser string) *Bus {
 		}
 		policies[filepath.Base(file)] = strings.ReplaceAll(string(text), `user="auberge"`, `user="`+serviceUser+`"`)
 	}
+	policies["polkit.conf"] = strings.ReplaceAll(polkitPolicy, "@USER@", serviceUser)
 	return start(t, string(template), policies)
 }
 

@@ -220,7 +220,7 @@ func (d *Daemon) Stop(sig syscall.Signal) error {
 // ready. Guests get no way out.
 func (b *Bed) StartConcierge(ctx context.Context, args ...string) (*Daemon, error) {
 	args = append([]string{"--bus", b.Address, "--state-dir", b.StateDir, "--runtime-dir", b.RuntimeDir,
-		"--image-dir", b.Image, "--network", "restricted"}, args...)
+		"--image-dir", b.Image, "--image-update", "manual", "--network", "restricted"}, args...)
 	program := filepath.Join(b.Bin, "vm_concierge")
 	if b.Concierge != "" {
 		program = b.Concierge
