@@ -34,7 +34,10 @@ type Demux struct {
 
 // ListenKernel listens on a port of the host's AF_VSOCK for all guests.
 func ListenKernel(port uint32) (*Demux, error) {
-	l, err := mdlayher.Listen(port, nil)
+	// On every CID that this machine has: asking which that is takes a device
+	// that a sandbox may hide, and a host that is itself a guest would name the
+	// wrong one. Whoever is no guest of ours is turned away by the peer's CID.
+	l, err := mdlayher.ListenContextID(unix.VMADDR_CID_ANY, port, nil)
 	if err != nil {
 		return nil, opError("listen", Addr{CID: CIDHost, Port: port}, Addr{}, err)
 	}
