@@ -18,7 +18,7 @@ DAEMONS   := $(notdir $(filter daemon/%,$(HOST)))
 CLIENTS   := $(notdir $(filter client/%,$(HOST)))
 PLACES    = BIN=$(BIN) PREFIX=$(PREFIX) DAEMONS="$(DAEMONS)" CLIENTS="$(CLIENTS)"
 
-.PHONY: all build deps image man share install install-image packages protos run test bench soak clean $(HOST) $(GUEST)
+.PHONY: all build deps image man share install install-image packages examples protos run test bench soak clean $(HOST) $(GUEST)
 
 all: build man share
 
@@ -67,6 +67,15 @@ install-image: image
 packages: build man share
 	@IMAGE=$$(packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd | tail -n 1) && \
 	$(PLACES) IMAGE=$$IMAGE packaging/packages.sh
+
+# examples makes the example clients ready to run, in $(BIN)/examples: the code
+# that protoc writes for one, the libraries from npm for the other.
+examples:
+	@mkdir -p $(BIN)/examples/proto
+	@cp -r examples/python examples/javascript $(BIN)/examples/ && cp protos/*.proto $(BIN)/examples/proto/
+	protoc -I protos --python_out=$(BIN)/examples/python concierge_service.proto
+	@cd $(BIN)/examples/javascript && { cmp -s package-lock.json node_modules/.lock || \
+	{ npm ci --ignore-scripts --no-audit --no-fund && cp package-lock.json node_modules/.lock; }; }
 
 # protos generates the Go code of the wire contracts again.
 protos:

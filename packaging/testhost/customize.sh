@@ -21,7 +21,6 @@ mkdir -p "$root/var/log/journal"
 # Nobody logs in by hand, and logind is not to start what would let them: the
 # terminals belong to the users that tests log in.
 chroot "$root" systemctl -q disable getty@tty1.service
-chroot "$root" systemctl -q mask systemd-logind-varlink.socket 2>/dev/null || true
 mkdir -p "$root/etc/systemd/logind.conf.d"
 printf '[Login]\nNAutoVTs=0\nReserveVT=0\n' >"$root/etc/systemd/logind.conf.d/testhost.conf"
 # Work that comes by the clock would only make runs differ.
@@ -29,7 +28,8 @@ for timer in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scru
 	fstrim.timer systemd-tmpfiles-clean.timer; do
 	chroot "$root" systemctl -q mask "$timer"
 done
-chroot "$root" systemctl -q mask e2scrub_reap.service
+# It has no graphics.
+chroot "$root" systemctl -q mask e2scrub_reap.service modprobe@drm.service
 # Nor is there anything to be done after an update of the root.
 touch "$root/etc/.updated" "$root/var/.updated"
 

@@ -26,7 +26,7 @@ func login(l wire.Login) error {
 		return err
 	}
 	dir := filepath.Join(sessions, l.Name)
-	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil {
+	if err := errors.Join(os.MkdirAll(sessions, 0o711), os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
 		return err
 	}
 	uid, _ := strconv.Atoi(u.Uid)
@@ -35,12 +35,17 @@ func login(l wire.Login) error {
 	}
 	args := []string{"--quiet", "--collect", "--unit=" + unitOf(l.Name), "--uid=" + l.User,
 		"--property=Type=notify", "--property=PAMName=login", "--property=WorkingDirectory=~",
-		"--property=KillMode=mixed", "--property=After=systemd-user-sessions.service"}
+		"--setenv=XDG_SESSION_CLASS=user", "--setenv=XDG_SESSION_TYPE=tty", "--property=KillMode=mixed", "--property=After=systemd-user-sessions.service"}
 	if l.TTY != "" {
 		args = append(args, "--property=TTYPath=/dev/"+l.TTY, "--property=StandardInput=tty",
 			"--property=StandardOutput=journal", "--property=TTYReset=yes", "--property=TTYVHangup=yes")
 	}
-	return run("systemd-run", append(args, program, "session", socketOf(l.Name))...)
+	err = run("systemd-run", append(args, program, "session", socketOf(l.Name))...)
+	if err != nil {
+		why, _ := exec.Command("journalctl", "--quiet", "--no-pager", "--lines=5", "--output=cat", "--unit="+unitOf(l.Name)).Output()
+		return fmt.Errorf("%w\n%s", err, why)
+	}
+	return nil
 }
 
 // logout ends a session and everything in it.

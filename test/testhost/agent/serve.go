@@ -24,6 +24,7 @@ func servePort() error {
 	if _, err := port.WriteString(wire.Greeting); err != nil {
 		return err
 	}
+	forgetSystemd()
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+wire.ExecPath, func(w http.ResponseWriter, r *http.Request) {
 		exec, err := readExec(r)
@@ -106,6 +107,7 @@ func serveSession(socket string) error {
 	if err := sayReady(); err != nil {
 		return err
 	}
+	forgetSystemd()
 	return wire.Server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		exec, err := readExec(r)
 		if err != nil {
@@ -114,6 +116,14 @@ func serveSession(socket string) error {
 		}
 		runCommand(w, r, exec)
 	})).Serve(listener)
+}
+
+// forgetSystemd keeps from commands what systemd told the agent only.
+func forgetSystemd() {
+	for _, name := range []string{"NOTIFY_SOCKET", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID",
+		"MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE"} {
+		os.Unsetenv(name)
+	}
 }
 
 func sayReady() error {
