@@ -98,6 +98,8 @@ type Config struct {
 	ReserveCID func(ctx context.Context, guest vsock.Addr) (*os.File, error)
 	Events     Events
 	Log        *slog.Logger
+	// Observer may be nil.
+	Observer Observer
 }
 
 // DefaultPool is where VMs get their networks unless configured otherwise; it

@@ -89,11 +89,11 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest, limit uint64
 	if v := s.vms[k]; v != nil {
 		return v, false, nil
 	}
-	if s.hostDown {
-		return nil, false, fmt.Errorf("%w: VM %q can be started when it is up again, or when the shutdown is called off", ErrHostShutdown, req.Name)
-	}
 	if err := s.vmQuota(k.uid, limit); err != nil {
 		return nil, false, err
+	}
+	if s.hostDown {
+		return nil, false, fmt.Errorf("%w: VM %q can be started when it is up again, or when the shutdown is called off", ErrHostShutdown, req.Name)
 	}
 	net, err := s.nets.take()
 	if err != nil {
@@ -266,7 +266,7 @@ func (s *Service) connect(v *vm) error {
 	link, err := maitred.New(l, s.dialer(v.machine, vsock.PortMaitred), v.log, maitred.WithInstallListener(func(st guestlink.InstallState) {
 		s.emit(v, "VmInstallStateSignal", &pb.VmInstallStateSignal{State: pb.VmInstallStateSignal_State(st.State),
 			InProgressStep: pb.VmInstallStateSignal_Step(st.Step), InProgressPercent: st.Percent, FailedReason: st.Reason})
-	}))
+	}), maitred.WithObserver(func(c guestlink.Call) { s.guestCalled(v, c) }))
 	if err != nil {
 		l.Close()
 		return err

@@ -79,7 +79,7 @@ func (v verdict) refusal(err error, action, rule string) error {
 	case errors.Is(err, errDialogs):
 		return err
 	case err != nil: // its name on the bus is not the caller's business
-		return fmt.Errorf("%w: polkit could not be asked for %s: %v (is polkitd installed and running? Without polkit, the administrator may run vm_concierge with --polkit off)", policy.ErrDenied, action, err)
+		return fmt.Errorf("%w: polkit could not be asked for %s: %v (is polkitd running, and are Auberge's actions in /usr/share/polkit-1/actions? Without polkit, the administrator may run vm_concierge with --polkit off)", policy.ErrDenied, action, err)
 	case v.yes:
 		return nil
 	case v.challenge:

@@ -20,6 +20,9 @@ type rule struct {
 	watch bool
 }
 
+// maxAudited is how much of what a caller wrote goes into a line of the log.
+const maxAudited = 64
+
 // everybody stands for the owner in the log when a call is about all VMs.
 const everybody = "everybody"
 
@@ -32,22 +35,23 @@ func (c *call) authorize(ctx context.Context, p *peer, r rule, word string) (pol
 	if r.right != policy.RightOwn && r.right != policy.RightAdmin {
 		word = ""
 	}
-	if r.right == policy.RightAdmin {
-		err := c.manage(ctx, p)
-		c.audit(ctx, caller, cmp.Or(word, everybody), err)
-		if err != nil {
-			return policy.Subject{Caller: caller}, err
-		}
-	}
 	// What the administrator's right was asked for, empty when it was not.
 	asked := ""
-	owner, err := policy.ResolveOwner(caller, word, func() error {
-		if r.right == policy.RightAdmin {
-			return nil
-		}
-		asked = word
-		return c.manage(ctx, p)
-	}, c.session.server.opts.UserExists)
+	var owner policy.Owner
+	var err error
+	if r.right == policy.RightAdmin {
+		asked = cmp.Or(word[:min(len(word), maxAudited)], everybody)
+		err = c.manage(ctx, p)
+	}
+	if err == nil {
+		owner, err = policy.ResolveOwner(caller, word, func() error {
+			if r.right == policy.RightAdmin {
+				return nil
+			}
+			asked = word
+			return c.manage(ctx, p)
+		}, c.session.server.opts.UserExists)
+	}
 	subject := policy.Subject{Caller: caller, Owner: owner}
 	switch {
 	case err != nil:

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/godbus/dbus/v5"
 	"go.uber.org/goleak"
 
 	"github.com/auberge-vm/auberge/client/bus"
@@ -46,6 +47,41 @@ func startBus(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// flags tells with which flags it was called.
+type flags struct{}
+
+func (flags) Get(msg dbus.Message, add byte) (byte, *dbus.Error) { return byte(msg.Flags) + add, nil }
+
+// The service learns that the user may be asked for a password.
+func TestCall(t *testing.T) {
+	path := startBus(t)
+	conns := make([]*dbus.Conn, 2)
+	for i := range conns {
+		c, err := bus.Connect(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns[i] = c
+	}
+	if err := conns[1].Export(flags{}, "/x", "org.example.Flags"); err != nil {
+		t.Fatal(err)
+	}
+	var got byte
+	call := bus.Call(t.Context(), conns[0], conns[1].Names()[0], "/x", "org.example.Flags", "Get", byte(32))
+	if err := call.Store(&got); err != nil || got != 32+byte(dbus.FlagAllowInteractiveAuthorization) {
+		t.Errorf("flags %d, %v", got, err)
+	}
+	if err := bus.Call(t.Context(), conns[0], conns[1].Names()[0], "/x", "org.example.Flags", "Nothing").Err; err == nil {
+		t.Error("a method that is not there has answered")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := bus.Call(ctx, conns[0], conns[1].Names()[0], "/x", "org.example.Flags", "Get", byte(1)).Err; !errors.Is(err, context.Canceled) {
+		t.Errorf("a call that was given up: %v", err)
+	}
 }
 
 func TestConnect(t *testing.T) {

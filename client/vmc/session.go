@@ -46,8 +46,8 @@ func (a *app) withSession(f func(context.Context, *session, []string) error) fun
 	}
 }
 
-func (s *session) object() godbus.BusObject {
-	return s.conn.Object(s.table.BusName, godbus.ObjectPath(s.table.Path))
+func (s *session) send(ctx context.Context, iface, method string, args ...any) *godbus.Call {
+	return bus.Call(ctx, s.conn, s.table.BusName, godbus.ObjectPath(s.table.Path), iface, method, args...)
 }
 
 // call sends one request and fills in the response; either may be nil, for a
@@ -74,7 +74,7 @@ func (s *session) call(ctx context.Context, method string, req, resp proto.Messa
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit+grace)
 	defer cancel()
-	call := s.object().CallWithContext(ctx, s.table.Interface+"."+method, 0, args...)
+	call := s.send(ctx, s.table.Interface, method, args...)
 	if call.Err != nil {
 		return busError(method, call.Err)
 	}
@@ -102,7 +102,7 @@ func (s *session) plain(ctx context.Context, method string, args []any, results 
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit+grace)
 	defer cancel()
-	call := s.object().CallWithContext(ctx, dbus.Concierge1Name+"."+method, 0, args...)
+	call := s.send(ctx, dbus.Concierge1Name, method, args...)
 	if call.Err != nil {
 		return busError(method, call.Err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/mdlayher/socket"
 	"golang.org/x/sys/unix"
 
+	"github.com/auberge-vm/auberge/client/bus"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
@@ -18,24 +19,24 @@ import (
 const (
 	conciergeName = "org.chromium.VmConcierge"
 	conciergePath = "/org/chromium/VmConcierge"
-	connectVsock  = "io.github.auberge_vm.Concierge1.ConnectVsock"
+	concierge1    = "io.github.auberge_vm.Concierge1"
 )
 
 // Dial asks the concierge on bus for a stream to the vshd of a VM. An empty
 // owner is the caller.
-func Dial(ctx context.Context, bus *dbus.Conn, vm, owner string) (net.Conn, error) {
+func Dial(ctx context.Context, conn *dbus.Conn, vm, owner string) (net.Conn, error) {
 	var fd dbus.UnixFD
-	call := bus.Object(conciergeName, conciergePath).CallWithContext(ctx, connectVsock, 0, vm, owner, vsock.PortVshd)
+	call := bus.Call(ctx, conn, conciergeName, conciergePath, concierge1, "ConnectVsock", vm, owner, vsock.PortVshd)
 	if err := call.Store(&fd); err != nil {
 		return nil, fmt.Errorf("cannot connect to VM %q: %w", vm, explain(ctx, err))
 	}
 	f := os.NewFile(uintptr(fd), "vsh")
 	defer f.Close()
-	conn, err := fileConn(f)
+	stream, err := fileConn(f)
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to VM %q: the concierge gave no usable stream: %w", vm, err)
 	}
-	return conn, nil
+	return stream, nil
 }
 
 // fileConn makes a net.Conn of a connected stream: a Unix socket or, from a VM

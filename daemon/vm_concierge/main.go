@@ -60,6 +60,10 @@ func run(ctx context.Context, o *options) error {
 	}
 	events := &events{log: log, ready: make(chan struct{}), over: make(chan struct{})}
 	cfg.Events = events
+	serveMetrics, err := o.measure(log, &cfg, &bus)
+	if err != nil {
+		return err
+	}
 	service, err := concierge.New(ctx, cfg)
 	if err != nil {
 		return err
@@ -75,6 +79,11 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	events.server = server
+	endMetrics, err := serveMetrics(ctx, service)
+	if err != nil {
+		return err
+	}
+	defer endMetrics()
 	ctx, cancel := context.WithCancel(ctx)
 	var listening sync.WaitGroup
 	defer listening.Wait()

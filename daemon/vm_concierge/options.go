@@ -48,11 +48,13 @@ type options struct {
 	daemons    []string
 	space      time.Duration
 	metrics    string
-	maxVMs     limitFlag
-	maxMemory  bytesFlag
-	maxDisk    bytesFlag
-	maxLogs    bytesFlag
-	quotas     []string
+	// metricsGroup may read the metrics, besides the service's own user.
+	metricsGroup string
+	maxVMs       limitFlag
+	maxMemory    bytesFlag
+	maxDisk      bytesFlag
+	maxLogs      bytesFlag
+	quotas       []string
 }
 
 func (o *options) addFlags(f *pflag.FlagSet) {
@@ -63,7 +65,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.vmUser, "vm-user", "auberge-vm", "the user under which VMs run, when this service may switch users")
 	f.StringVar(&o.helper, "helper", "", "the `SOCKET` of auberge-helper, which then opens callers' files and dials guests (default: this service does it itself)")
 	f.BoolVar(&o.units, "vm-units", false, "run VMs as units of systemd, auberge-vm@ID.service: their programs, user and limits are what the unit says")
-	f.StringVar(&o.network, "network", "user", "what VMs reach unless their owner chose otherwise: none, restricted, user or tap, which needs --helper")
+	f.StringVar(&o.network, "network", "", "what VMs reach unless their owner chose otherwise: none, restricted, user or tap (default tap with --helper, user without)")
 	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
 	f.StringVar(&o.localtime, "localtime", "", "the link that names the guests' time zone (default /etc/localtime)")
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
@@ -74,6 +76,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.daemons, "daemon-users", nil, "users of Auberge's other daemons, which hear of everybody's VMs")
 	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
 	f.StringVar(&o.metrics, "metrics", "", "serve metrics for Prometheus on this Unix socket")
+	f.StringVar(&o.metricsGroup, "metrics-group", "", "a group that may read the metrics, which the service's user has to be in (default: nobody else)")
 	o.addQuotaFlags(f)
 	f.BoolVar(&o.vulnerable, "allow-vulnerable-cpu", false, "run guests on processors with known flaws that the kernel does nothing about")
 }
@@ -110,6 +113,13 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 		return cfg, err
 	}
 	cfg.Quota.Check(log)
+	switch {
+	case cfg.Network != "":
+	case o.helper != "":
+		cfg.Network = concierge.NetworkTap
+	default:
+		cfg.Network = concierge.NetworkUser
+	}
 	if !cfg.Network.Valid() {
 		return cfg, fmt.Errorf("--network %q: must be none, restricted, user or tap", o.network)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/auberge-vm/auberge/concierge"
 	"github.com/auberge-vm/auberge/daemon/setup/setuptest"
+	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/packaging"
 )
 
@@ -53,6 +54,8 @@ func TestOptionsAreChecked(t *testing.T) {
 		"--image-update": {"--image-update", "never"},
 		"--logout":       {"--logout", "lock"},
 		"--address-pool": {"--address-pool", "10.0.0.0"},
+		"--polkit":       {"--polkit", "on"},
+		"--daemon-users": {"--daemon-users", "nobody-of-this-name"},
 		"USER:vms=4":     {"--quota", "alice"},
 	}
 	if os.Geteuid() == 0 {
@@ -60,7 +63,17 @@ func TestOptionsAreChecked(t *testing.T) {
 		tests["must not run as root"] = []string{"--vm-user", "root"}
 	}
 	for want, args := range tests {
-		if _, err := configOf(t, append([]string{"--vm-user", "nobody"}, args...)...); err == nil || !strings.Contains(err.Error(), want) {
+		_, err := configOf(t, append([]string{"--vm-user", "nobody"}, args...)...)
+		if args[0] == "--polkit" || args[0] == "--daemon-users" {
+			var o options
+			f := pflag.NewFlagSet("test", pflag.ContinueOnError)
+			o.addFlags(f)
+			if err := f.Parse(args); err != nil {
+				t.Fatal(err)
+			}
+			err = o.rights(&dbus.Options{})
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", args, err, want)
 		}
 	}

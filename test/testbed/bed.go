@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,6 +47,9 @@ type Bed struct {
 	policies []string
 	log      io.Writer
 	bus      *exec.Cmd
+
+	// ends are what Close has to do besides, the last first.
+	ends []func()
 
 	mu        sync.Mutex
 	concierge *Daemon
@@ -335,6 +339,9 @@ func (b *Bed) Close() {
 	}
 	for _, pid := range b.Processes() {
 		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	for _, end := range slices.Backward(b.ends) {
+		end()
 	}
 	b.StopBus()
 	if os.Geteuid() == 0 {

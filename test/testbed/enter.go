@@ -21,13 +21,19 @@ type User struct {
 	UID, GID uint32
 }
 
-// Users of every testbed that is entered as root.
+// Users of every testbed that is entered as root. Alice and Bob are members of
+// the group auberge.
 var (
 	Service = User{"auberge", 64041, 64041}    // runs vm_concierge
 	VMs     = User{"auberge-vm", 64042, 64042} // runs virtual machines
 	Alice   = User{"alice", 64101, 64101}      // ordinary people
 	Bob     = User{"bob", 64102, 64102}
-	Root    = User{"root", 0, 0}
+	// Carol and Dave are no members of the group auberge.
+	Carol = User{"carol", 64103, 64103}
+	Dave  = User{"dave", 64104, 64104}
+	// Peer runs another of Auberge's daemons.
+	Peer = User{"auberge-peer", 64043, 64043}
+	Root = User{"root", 0, 0}
 )
 
 // Enter must be the first thing that a program does. It returns in a process
@@ -107,7 +113,7 @@ func settle() error {
 		return err
 	}
 	var passwd, group strings.Builder
-	for _, u := range []User{Service, VMs, Alice, Bob} {
+	for _, u := range []User{Service, VMs, Peer, Alice, Bob, Carol, Dave} {
 		home := filepath.Join(Base, "home", u.Name)
 		if err := os.Mkdir(home, 0o700); err != nil {
 			return err
@@ -116,8 +122,12 @@ func settle() error {
 			return err
 		}
 		fmt.Fprintf(&passwd, "%s:x:%d:%d::%s:/bin/sh\n", u.Name, u.UID, u.GID, home)
+		if u == Service {
+			u.Name = "auberge-daemon" // as in packaging/sysusers
+		}
 		fmt.Fprintf(&group, "%s:x:%d:\n", u.Name, u.GID)
 	}
+	fmt.Fprintf(&group, "auberge:x:64100:%s,%s\n", Alice.Name, Bob.Name)
 	if err := overlayFile("/etc/passwd", passwd.String()); err != nil {
 		return err
 	}
