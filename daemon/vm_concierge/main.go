@@ -73,7 +73,7 @@ func run(ctx context.Context, o *options) error {
 	bus.UserExists = func(uid uint32) bool { return policy.UserExists(uid) || service.Keeps(uid) }
 	server, err := dbus.New(
 		[]dbus.Service{dbus.ConciergeService(service)},
-		[]dbus.OwnInterface{dbus.Concierge1Interface(own{service})},
+		[]dbus.OwnInterface{dbus.Concierge1Interface(own{service, o.facts(bus)})},
 		bus)
 	if err != nil {
 		return err
