@@ -89,11 +89,11 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest, limit uint64
 	if v := s.vms[k]; v != nil {
 		return v, false, nil
 	}
-	if err := s.vmQuota(k.uid, limit); err != nil {
-		return nil, false, err
-	}
 	if s.hostDown {
 		return nil, false, fmt.Errorf("%w: VM %q can be started when it is up again, or when the shutdown is called off", ErrHostShutdown, req.Name)
+	}
+	if err := s.vmQuota(k.uid, limit); err != nil {
+		return nil, false, err
 	}
 	net, err := s.nets.take()
 	if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"os"
 	"time"
 
@@ -54,7 +55,11 @@ func (e *events) send(signal string, f func(context.Context) error) {
 }
 
 // own serves our own interface by the same service.
-type own struct{ service *concierge.Service }
+type own struct {
+	service *concierge.Service
+	// more is what the service does not know of itself.
+	more map[string]any
+}
 
 var _ dbus.Concierge1 = own{}
 
@@ -119,7 +124,11 @@ func (o own) ListDiskUsage(ctx context.Context, s policy.Subject) ([]map[string]
 }
 
 func (o own) GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error) {
-	return o.service.GetServiceInfo(ctx, s)
+	d, err := o.service.GetServiceInfo(ctx, s)
+	if err == nil {
+		maps.Copy(d, o.more)
+	}
+	return d, err
 }
 
 // networks are made by the privileged helper.

@@ -231,3 +231,17 @@ func (o *options) supervisorPath() (string, error) {
 	}
 	return "", errors.New("the program auberge-vm is not beside this one: give --supervisor")
 }
+
+// facts are what everybody may know of how this service is set up.
+func (o *options) facts(bus dbus.Options) map[string]any {
+	polkit := "off"
+	if bus.Polkit {
+		polkit = "required"
+	}
+	d := map[string]any{"polkit": polkit, "vm_units": o.units, "helper": o.helper,
+		"qemu": o.qemu, "vsock_backend": o.backend}
+	if o.Config != "" {
+		d["config"] = o.Config
+	}
+	return d
+}
