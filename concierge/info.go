@@ -35,7 +35,7 @@ func (s *Service) GetServiceInfo(context.Context, policy.Subject) (map[string]an
 	if free, err := freeSpace(s.cfg.RuntimeDir); err == nil {
 		d["runtime_free"] = uint64(max(free, 0))
 	}
-	if _, err := loadImage(s.cfg.ImageDir); err != nil {
+	if _, err := s.installedImage(); err != nil {
 		d["image_error"] = err.Error()
 	}
 	return d, nil

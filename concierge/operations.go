@@ -170,6 +170,9 @@ func (s *Service) endOperation(o *operation, status opStatus, reason string) {
 	}
 	s.journal.note(o.owner.UID, operationChanged, o.describe())
 	s.operations.prune(o.ended)
+	if s.cfg.Observer != nil {
+		s.cfg.Observer.OperationEnded(o.kind, string(status), o.ended.Sub(o.started))
+	}
 }
 
 // finish ends an operation by its error.

@@ -266,7 +266,7 @@ func (s *Service) connect(v *vm) error {
 	link, err := maitred.New(l, s.dialer(v.machine, vsock.PortMaitred), v.log, maitred.WithInstallListener(func(st guestlink.InstallState) {
 		s.emit(v, "VmInstallStateSignal", &pb.VmInstallStateSignal{State: pb.VmInstallStateSignal_State(st.State),
 			InProgressStep: pb.VmInstallStateSignal_Step(st.Step), InProgressPercent: st.Percent, FailedReason: st.Reason})
-	}))
+	}), maitred.WithObserver(func(c guestlink.Call) { s.guestCalled(v, c) }))
 	if err != nil {
 		l.Close()
 		return err

@@ -94,16 +94,12 @@ func (s *Service) GetQuota(_ context.Context, sub policy.Subject) (map[string]an
 // ListDiskUsage tells the usage of everybody who has something, also of users
 // who are not there any more.
 func (s *Service) ListDiskUsage(context.Context, policy.Subject) ([]map[string]any, error) {
-	uids, err := s.usersWithState()
+	usages, err := s.Usages()
 	if err != nil {
 		return nil, err
 	}
 	var all []map[string]any
-	for _, uid := range uids {
-		u, err := s.usageOf(uid)
-		if err != nil {
-			return nil, err
-		}
+	for _, u := range usages {
 		all = append(all, u.describe())
 	}
 	return all, nil

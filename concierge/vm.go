@@ -89,6 +89,8 @@ type vm struct {
 	space             int64
 
 	resizing bool // guarded by the service's lock
+
+	health health
 }
 
 // ownDisk is the disk of a VM that is in its owner's store under the VM's name.
@@ -186,6 +188,7 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 		close(v.started)
 		return
 	}
+	v.health.heard()
 	told := v.told
 	v.setStatus(pb.VmStatus_VM_STATUS_RUNNING)
 	if s.changesSoFar() != told {

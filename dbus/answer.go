@@ -19,6 +19,8 @@ type call struct {
 	*message
 	session *session
 	ticket  *ticket
+	// failed says that the answer is a response which tells of a failure.
+	failed bool
 }
 
 // dispatch takes in a call, in the goroutine that reads the bus: it refuses

@@ -83,7 +83,7 @@ func (s *Server) exportService(service Service) error {
 		if err := m.check(); err != nil {
 			return fmt.Errorf("method %s: %w", m.Name, err)
 		}
-		methods[m.Name] = &protoEndpoint{m}
+		methods[m.Name] = s.observed(service.Interface, m.Name, &protoEndpoint{m})
 	}
 	for _, signal := range service.Signals {
 		if _, ok := s.signals[signal.Name]; ok {
@@ -107,7 +107,7 @@ func (s *Server) exportOwn(own OwnInterface) error {
 		if err := m.check(); err != nil {
 			return fmt.Errorf("method %s: %w", m.Name, err)
 		}
-		methods[m.Name] = &plainEndpoint{m}
+		methods[m.Name] = s.observed(own.Name, m.Name, &plainEndpoint{m})
 	}
 	for _, signal := range own.Signals {
 		if _, ok := s.signals[signal.Name]; ok {

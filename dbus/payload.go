@@ -34,6 +34,7 @@ func (e *protoEndpoint) serve(ctx context.Context, c *call) (body, error) {
 	}
 	subject, err := c.authorize(ctx, p, e.asks(), word)
 	if err != nil {
+		c.failed = true
 		return e.failure(err)
 	}
 	if err := c.ticket.weigh(e.Weight); err != nil {
@@ -43,6 +44,7 @@ func (e *protoEndpoint) serve(ctx context.Context, c *call) (body, error) {
 	defer cancel()
 	resp, err := e.handle(ctx, &invocation{subject: subject, request: req, files: files})
 	if err != nil {
+		c.failed = true
 		return e.failure(err)
 	}
 	return e.response(resp)

@@ -32,6 +32,8 @@ type Options struct {
 	// asked.
 	UserExists policy.UserLookup
 	Limits     Limits
+	// Observer may be nil.
+	Observer Observer
 }
 
 // ErrNameTaken means that somebody else owns the service's name on the bus.

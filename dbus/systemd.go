@@ -66,11 +66,13 @@ func (s *Systemd) StopUnit(ctx context.Context, unit string) error {
 	return except(s.job(ctx, "StopUnit", unit, "replace"), errNoSuchUnit)
 }
 
-// KillUnit kills all processes of a unit at once; one that has none is killed.
+// KillUnit kills the main process of a unit, which with KillMode=mixed is the end
+// of all others, but not of what systemd itself runs for it afterwards. A unit
+// that has none is killed.
 func (s *Systemd) KillUnit(ctx context.Context, unit string) error {
 	c, err := s.connect(ctx)
 	if err == nil {
-		err = c.call(ctx, "KillUnit", []any{unit, "all", int32(unix.SIGKILL)})
+		err = c.call(ctx, "KillUnit", []any{unit, "main", int32(unix.SIGKILL)})
 	}
 	return except(err, errNoSuchUnit, errNoSuchProcess)
 }
@@ -270,7 +272,7 @@ func (c *systemdConn) run() {
 				close(w)
 			}
 		}
-		c.waiters = nil
+		clear(c.waiters)
 	}()
 	r := newReader(c.link.sock, headerSlack)
 	for {

@@ -159,9 +159,13 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 		err = fmt.Errorf("%w: %w", ErrRefused, err)
 		s.Log.Warn("refused a request", "audit", true, "pid", cred.Pid, "err", err)
 	}
-	if ctx.Err() == nil {
-		c.SetWriteDeadline(time.Now().Add(cmp.Or(s.grace, packetTimeout)))
+	if ctx.Err() != nil { // what failed for that reason is nobody's fault
+		if f != nil {
+			f.Close()
+		}
+		return
 	}
+	c.SetWriteDeadline(time.Now().Add(cmp.Or(s.grace, packetTimeout)))
 	if err := s.answer(c, f, err); err != nil {
 		s.Log.Warn("answer a request", "pid", cred.Pid, "err", err)
 	}

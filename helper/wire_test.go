@@ -155,6 +155,7 @@ func TestHostileRequests(t *testing.T) {
 		c := r.raw(t)
 		c.send(good, many(50)...)
 		c.answer()
+		c.answer() // the end: the helper has closed its side
 		c.c.Close()
 		if now := descriptors(t); before >= 0 && now > before {
 			t.Errorf("%d descriptors before, %d after", before, now)

@@ -30,9 +30,9 @@ build_image() {
 	packaging/image/build.sh --maitred bin/guest/maitred --vshd bin/guest/vshd >"$out/image"
 }
 
-# The module's packages but those that need the image.
+# The module's packages but those that need the image or the packages.
 unit() {
-	go list ./... | grep -v -e /test/e2e -e /packaging/image | xargs go test -race -count=1 -timeout=11m
+	go list ./... | grep -v -e /test/e2e -e /test/packages -e /packaging/image | xargs go test -race -count=1 -timeout=11m
 }
 
 out=$(mktemp -d)
@@ -49,7 +49,10 @@ AUBERGE_IMAGE_DIR=$(tail -n 1 "$out/image" 2>/dev/null)
 AUBERGE_BIN=$PWD/bin
 export AUBERGE_IMAGE_DIR AUBERGE_BIN
 suite image-check 240 go test -count=1 ./packaging/image/...
+suite examples 120 make --no-print-directory examples
 suite e2e 1620 go test -count=1 -timeout=26m ./test/e2e
+suite packages 240 make --no-print-directory packages
+suite packages-check 420 go test -count=1 -timeout=7m ./test/packages
 
 printf '\n'
 if [ ${#failed[@]} -gt 0 ]; then

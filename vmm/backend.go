@@ -120,7 +120,7 @@ func waitListening(created *os.File, path string, ended <-chan struct{}, within 
 
 // listening looks for a Unix socket with the accept flag in /proc/net/unix.
 func listening(path string) bool {
-	b, err := os.ReadFile("/proc/net/unix")
+	b, err := os.ReadFile("/proc/self/net/unix")
 	if err != nil {
 		return false
 	}

@@ -33,6 +33,7 @@ type fake struct {
 	syncTimes func() *pb.SyncVmTimesResponse
 	listVms   func() *pb.ListVmsResponse
 	state     dbus.State
+	images    []map[string]any
 	// progress is what the operation that resizes a disk will say.
 	progress chan *pb.DiskImageStatusResponse
 }

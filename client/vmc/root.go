@@ -84,6 +84,7 @@ func Command() *cobra.Command { return (&app{out: io.Discard, err: io.Discard}).
 const (
 	groupVMs     = "vms"
 	groupDisks   = "disks"
+	groupAdmin   = "admin"
 	groupScripts = "scripts"
 )
 
@@ -120,7 +121,7 @@ func (a *app) command() *cobra.Command {
 	completeFlag(root, "bus", words("system", "session"))
 	completeFlag(root, "owner", words())
 	root.AddGroup(&cobra.Group{ID: groupVMs, Title: "Virtual machines:"},
-		&cobra.Group{ID: groupDisks, Title: "Disks and settings:"}, &cobra.Group{ID: groupScripts, Title: "For scripts:"})
+		&cobra.Group{ID: groupDisks, Title: "Disks and settings:"}, &cobra.Group{ID: groupAdmin, Title: "The machine:"}, &cobra.Group{ID: groupScripts, Title: "For scripts:"})
 	add := func(group string, commands ...*cobra.Command) {
 		for _, c := range commands {
 			c.GroupID = group
@@ -129,7 +130,8 @@ func (a *app) command() *cobra.Command {
 	}
 	add(groupVMs, a.startCommand(), a.stopCommand(), a.suspendCommand(), a.resumeCommand(),
 		a.listCommand(), a.infoCommand(), a.logsCommand(), a.timeSyncCommand())
-	add(groupDisks, a.createCommand(), a.resizeCommand(), a.destroyCommand(), a.configCommand(), a.vsockAllowCommand())
+	add(groupDisks, a.createCommand(), a.resizeCommand(), a.destroyCommand(), a.configCommand(), a.imageCommand(), a.vsockAllowCommand())
+	add(groupAdmin, a.quotaCommand(), a.diskCommand(), a.doctorCommand())
 	add(groupScripts, a.callCommand(), a.encodeCommand(), a.decodeCommand(), a.monitorCommand(), a.stateCommand(), a.operationsCommand())
 	root.SetFlagErrorFunc(unknownFlag)
 	root.InitDefaultCompletionCmd()

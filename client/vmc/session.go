@@ -94,7 +94,13 @@ func (s *session) call(ctx context.Context, method string, req, resp proto.Messa
 // plain calls a method of our own interface, which has plain types, and
 // stores its results.
 func (s *session) plain(ctx context.Context, method string, args []any, results ...any) error {
-	ctx, cancel := context.WithTimeout(ctx, dbus.DefaultTimeout+grace)
+	limit := dbus.DefaultTimeout
+	for _, m := range dbus.Concierge1Interface(nil).Methods {
+		if m.Name == method && m.Timeout > 0 {
+			limit = m.Timeout
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit+grace)
 	defer cancel()
 	call := s.send(ctx, dbus.Concierge1Name, method, args...)
 	if call.Err != nil {

@@ -64,16 +64,20 @@ func (a *app) stop(ctx context.Context, s *session, name string) error {
 }
 
 func (a *app) listCommand() *cobra.Command {
-	var all bool
+	var all, everybody bool
 	cmd := &cobra.Command{
-		Use:               "list",
-		Aliases:           []string{"ls"},
-		Short:             "List your VMs",
-		Long:              "List your VMs that run; with --all also those that have a disk and do not run.",
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List your VMs",
+		Long: "List your VMs that run; with --all also those that have a disk and do not run, with\n" +
+			"--all-users everybody's that run, which needs the administrator's right.",
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: nothing,
 		RunE: a.withSession(func(ctx context.Context, s *session, _ []string) error {
-			if all {
+			switch {
+			case everybody:
+				return a.listEverybody(ctx, s)
+			case all:
 				return a.listAll(ctx, s)
 			}
 			var resp pb.ListVmsResponse
@@ -95,6 +99,8 @@ func (a *app) listCommand() *cobra.Command {
 		}),
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also VMs that have a disk and do not run")
+	cmd.Flags().BoolVar(&everybody, "all-users", false, "everybody's VMs, for an administrator")
+	cmd.MarkFlagsMutuallyExclusive("all", "all-users")
 	return cmd
 }
 

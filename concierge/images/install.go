@@ -106,6 +106,11 @@ func (s *Store) copyFile(ctx context.Context, dir string, f image.File) error {
 		return fmt.Errorf("copy %s: %w", from.Name(), noSpace(err))
 	}
 	defer to.Close()
+	// A hypervisor gets it as a descriptor and opens that anew, as another
+	// user. Nobody else finds the way through the store's directory.
+	if err := to.Chmod(0o644); err != nil {
+		return fmt.Errorf("copy %s: %w", from.Name(), err)
+	}
 	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) != nil {
 		if _, err := io.Copy(to, &patient{ctx, io.LimitReader(from, f.Size)}); err != nil {
 			return fmt.Errorf("copy %s: %w", from.Name(), noSpace(err))

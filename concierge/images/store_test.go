@@ -130,6 +130,11 @@ func TestImagesComeAndGo(t *testing.T) {
 	b.update(s, true, true)
 	b.update(s, true, false)
 	b.update(s, false, false)
+	for _, name := range []string{image.KernelFile, image.InitramfsFile, image.RootFile} {
+		if fi, err := os.Stat(filepath.Join(s.path("a"), name)); err != nil || fi.Mode().Perm() != 0o644 {
+			t.Errorf("%s: %v, %v", name, fi.Mode(), err)
+		}
+	}
 	b.install("b") // and a is no more
 	b.wantCurrent(s, "a")
 	b.update(s, true, true)

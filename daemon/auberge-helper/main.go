@@ -18,6 +18,7 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 	sddaemon "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/auberge-vm/auberge/daemon/setup"
 	"github.com/auberge-vm/auberge/helper"
@@ -27,6 +28,7 @@ import (
 )
 
 type options struct {
+	config   string
 	socket   string
 	peer     string
 	minUID   uint32
@@ -49,13 +51,25 @@ func main() {
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.config != "" {
+				if err := setup.LoadConfig(cmd.Flags(), o.config, "auberge-helper"); err != nil {
+					return err
+				}
+			}
 			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			return run(ctx, &o)
 		},
 	}
-	f := cmd.Flags()
+	o.addFlags(cmd.Flags())
+	if err := cmd.Execute(); err != nil {
+		fmt.Fprintln(os.Stderr, "auberge-helper:", err)
+		os.Exit(1)
+	}
+}
+
+func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.socket, "socket", "", "make this socket `PATH` (default: the one that systemd passes)")
 	f.StringVar(&o.peer, "peer-user", "auberge", "the user whose processes may ask, besides root")
 	f.Uint32Var(&o.minUID, "min-uid", 1000, "no file is opened as a user below this uid")
@@ -66,10 +80,7 @@ func main() {
 	f.StringVar(&o.pool, "address-pool", "100.115.128.0/17", "IPv4 `NETWORK` in which those of VMs lie; as vm_concierge's")
 	f.StringVar(&o.forward, "ip-forward", "set", "set: have the host forward IPv4 packets (net.ipv4.ip_forward) once a VM has a TAP network; keep: make none where it does not")
 	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
-	if err := cmd.Execute(); err != nil {
-		fmt.Fprintln(os.Stderr, "auberge-helper:", err)
-		os.Exit(1)
-	}
+	f.StringVar(&o.config, "config", "", "configuration `FILE`: lines of \"flag = value\" with a section for each daemon; the command line wins")
 }
 
 func run(ctx context.Context, o *options) error {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"os"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/auberge-vm/auberge/concierge"
 	"github.com/auberge-vm/auberge/dbus"
+	"github.com/auberge-vm/auberge/helper"
 	"github.com/auberge-vm/auberge/policy"
 )
 
@@ -53,7 +55,11 @@ func (e *events) send(signal string, f func(context.Context) error) {
 }
 
 // own serves our own interface by the same service.
-type own struct{ service *concierge.Service }
+type own struct {
+	service *concierge.Service
+	// more is what the service does not know of itself.
+	more map[string]any
+}
 
 var _ dbus.Concierge1 = own{}
 
@@ -118,5 +124,20 @@ func (o own) ListDiskUsage(ctx context.Context, s policy.Subject) ([]map[string]
 }
 
 func (o own) GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error) {
-	return o.service.GetServiceInfo(ctx, s)
+	d, err := o.service.GetServiceInfo(ctx, s)
+	if err == nil {
+		maps.Copy(d, o.more)
+	}
+	return d, err
 }
+
+// networks are made by the privileged helper.
+type networks struct{ helper *helper.Client }
+
+// AddTap implements concierge.Networks.
+func (n networks) AddTap(ctx context.Context, t concierge.Tap) (*os.File, error) {
+	return n.helper.AddTap(ctx, helper.TapSpec{ID: t.ID, Gateway: t.Gateway, Guest: t.Guest, Restricted: t.Restricted})
+}
+
+// RemoveTap implements concierge.Networks.
+func (n networks) RemoveTap(ctx context.Context, id string) error { return n.helper.RemoveTap(ctx, id) }

@@ -16,6 +16,7 @@ import (
 	"github.com/auberge-vm/auberge/concierge"
 	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/vsock"
 )
 
 func main() {
@@ -58,8 +59,13 @@ func run(ctx context.Context, o *options) error {
 	if err := o.rights(&bus); err != nil {
 		return err
 	}
+	cfg.KernelSocket = newSocketStore(log, cfg.Vsock == vsock.ModeKernel).socket
 	events := &events{log: log, ready: make(chan struct{}), over: make(chan struct{})}
 	cfg.Events = events
+	serveMetrics, err := o.measure(log, &cfg, &bus)
+	if err != nil {
+		return err
+	}
 	service, err := concierge.New(ctx, cfg)
 	if err != nil {
 		return err
@@ -69,12 +75,17 @@ func run(ctx context.Context, o *options) error {
 	bus.UserExists = func(uid uint32) bool { return policy.UserExists(uid) || service.Keeps(uid) }
 	server, err := dbus.New(
 		[]dbus.Service{dbus.ConciergeService(service)},
-		[]dbus.OwnInterface{dbus.Concierge1Interface(own{service})},
+		[]dbus.OwnInterface{dbus.Concierge1Interface(own{service, o.facts(bus)})},
 		bus)
 	if err != nil {
 		return err
 	}
 	events.server = server
+	endMetrics, err := serveMetrics(ctx, service)
+	if err != nil {
+		return err
+	}
+	defer endMetrics()
 	ctx, cancel := context.WithCancel(ctx)
 	var listening sync.WaitGroup
 	defer listening.Wait()

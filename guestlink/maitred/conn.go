@@ -3,6 +3,7 @@ package maitred
 import (
 	"context"
 	"net"
+	"path"
 	"sync"
 	"time"
 
@@ -10,6 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+
+	"github.com/auberge-vm/auberge/guestlink"
 )
 
 // linger is how long a connection to a guest outlives a call. A guest is
@@ -21,6 +24,8 @@ const linger = time.Second
 // conn connects to the guest for as long as there are calls.
 type conn struct {
 	dial func(context.Context) (net.Conn, error)
+	// observe may be nil.
+	observe func(guestlink.Call)
 
 	mu     sync.Mutex
 	open   *grpc.ClientConn
@@ -115,7 +120,18 @@ func (c *conn) Invoke(ctx context.Context, method string, args, reply any, opts 
 		return err
 	}
 	defer c.giveBack()
-	return open.Invoke(ctx, method, args, reply, opts...)
+	if c.observe == nil {
+		return open.Invoke(ctx, method, args, reply, opts...)
+	}
+	began := time.Now()
+	err = open.Invoke(ctx, method, args, reply, opts...)
+	code := status.Code(err)
+	if code > codes.Unauthenticated {
+		code = codes.Unknown // a guest can make up as many as it likes
+	}
+	c.observe(guestlink.Call{Method: path.Base(method), Took: time.Since(began), Code: code.String(),
+		Answered: code != codes.Unavailable && code != codes.DeadlineExceeded && code != codes.Canceled})
+	return err
 }
 
 // NewStream implements grpc.ClientConnInterface: maitred has no streams.

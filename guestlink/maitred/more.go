@@ -117,6 +117,11 @@ func WithInstallListener(f func(guestlink.InstallState)) Option {
 	return func(k *Link) { k.install = f }
 }
 
+// WithObserver has f told of every call to the guest when it has ended.
+func WithObserver(f func(guestlink.Call)) Option {
+	return func(k *Link) { k.conn.observe = f }
+}
+
 // installPause is the least time between two words of a guest that installs
 // itself.
 const installPause = 100 * time.Millisecond

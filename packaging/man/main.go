@@ -1,6 +1,7 @@
 // Man makes manual pages of Markdown, one a file, named PAGE.SECTION.md. A line
 // "@OPTIONS program@" in one becomes that program's options, as its --help has
-// them: so a page cannot fall behind. `make man` runs it.
+// them, and "@FILE path@" a file of the source: so a page cannot fall behind.
+// `make man` runs it, in the source's directory.
 package main
 
 import (
@@ -71,7 +72,12 @@ func pageDate() (time.Time, error) {
 	return time.Unix(s, 0).UTC(), nil
 }
 
-var optionsLine = regexp.MustCompile(`(?m)^@OPTIONS (\S+)@$`)
+var (
+	optionsLine = regexp.MustCompile(`(?m)^@OPTIONS (\S+)@$`)
+	fileLine    = regexp.MustCompile(`(?m)^@FILE (\S+)@$`)
+	// Markdown shows lines with four spaces before them as they are.
+	verbatim = regexp.MustCompile(`(?m)^`)
+)
 
 func render(name string, date time.Time, text []byte, help func(program string) (string, error)) ([]byte, error) {
 	title, section, ok := cutLast(name)
@@ -89,6 +95,13 @@ func render(name string, date time.Time, text []byte, help func(program string) 
 			failed = fmt.Errorf("the options of %s: %w", program, err)
 		}
 		return []byte(out)
+	})
+	text = fileLine.ReplaceAllFunc(text, func(line []byte) []byte {
+		out, err := os.ReadFile(string(fileLine.FindSubmatch(line)[1]))
+		if err != nil {
+			failed = err
+		}
+		return verbatim.ReplaceAll(out, []byte("    "))
 	})
 	if failed != nil {
 		return nil, failed

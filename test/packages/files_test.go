@@ -118,6 +118,8 @@ func TestPlaces(t *testing.T) {
 	want := []string{
 		"/etc/auberge/auberge.conf",
 		"/usr/bin/vmc", "/usr/bin/vsh",
+		"/usr/lib/systemd/system/auberge-guests.service",
+		"/usr/lib/systemd/system/auberge-helper.service", "/usr/lib/systemd/system/auberge-helper.socket",
 		"/usr/lib/systemd/system/auberge-vm@.service",
 		"/usr/lib/systemd/system/auberge.slice",
 		"/usr/lib/systemd/system/vm-concierge.service",
@@ -133,7 +135,7 @@ func TestPlaces(t *testing.T) {
 		"/usr/share/doc/auberge/examples/javascript/vms.js",
 		"/usr/share/doc/auberge/examples/python/vms.py",
 		"/usr/share/man/man1/vmc.1.gz", "/usr/share/man/man1/vsh.1.gz", "/usr/share/man/man5/auberge.conf.5.gz",
-		"/usr/share/man/man8/vm_concierge.8.gz",
+		"/usr/share/man/man8/auberge-helper.8.gz", "/usr/share/man/man8/vm_concierge.8.gz",
 		"/usr/share/polkit-1/actions/io.github.auberge-vm.policy", "/usr/share/polkit-1/rules.d/50-auberge.rules",
 	}
 	for kind, have := range map[string]files{"deb": inDeb(t, find(t, "auberge_*.deb")), "rpm": inRPM(t, find(t, "auberge-[0-9]*.rpm"))} {
