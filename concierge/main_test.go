@@ -217,7 +217,8 @@ func (m maitredServer) ConfigureNetwork(context.Context, *guestpb.NetworkConfigR
 	return &guestpb.EmptyMessage{}, nil
 }
 
-func (maitredServer) SetResolvConfig(context.Context, *guestpb.SetResolvConfigRequest) (*guestpb.EmptyMessage, error) {
+func (maitredServer) SetResolvConfig(_ context.Context, r *guestpb.SetResolvConfigRequest) (*guestpb.EmptyMessage, error) {
+	hear("servers " + strings.Join(r.ResolvConfig.Nameservers, " "))
 	return &guestpb.EmptyMessage{}, nil
 }
 

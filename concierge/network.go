@@ -1,11 +1,14 @@
 package concierge
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/auberge-vm/auberge/vmm"
 	"github.com/auberge-vm/auberge/vsock"
@@ -100,11 +103,20 @@ type kernelPorts struct {
 	byPort map[uint32]*vsock.Demux
 }
 
-func listenKernelPorts() (*kernelPorts, error) {
+func (s *Service) listenKernelPorts(ctx context.Context) (*kernelPorts, error) {
+	// Opening the device loads the module, without which there is no such CID
+	// as the host's.
+	f, err := s.reserveCID(ctx, vsock.Addr{CID: s.nextCID})
+	switch {
+	case err == nil:
+		f.Close()
+	case !errors.Is(err, unix.EADDRINUSE):
+		return nil, err
+	}
 	k := &kernelPorts{byPort: map[uint32]*vsock.Demux{}}
 	// The other ports belong to services that come with their own listeners.
 	for _, port := range []uint32{vsock.PortStartupListener, vsock.PortLogCollector} {
-		d, err := vsock.ListenKernel(port)
+		d, err := s.listenKernel(port)
 		if err != nil {
 			k.close()
 			return nil, err
@@ -112,6 +124,22 @@ func listenKernelPorts() (*kernelPorts, error) {
 		k.byPort[port] = d
 	}
 	return k, nil
+}
+
+func (s *Service) listenKernel(port uint32) (*vsock.Demux, error) {
+	open := s.cfg.KernelSocket
+	if open == nil {
+		open = vsock.KernelSocket
+	}
+	f, err := open(port)
+	if errors.Is(err, unix.EADDRINUSE) {
+		err = fmt.Errorf("%w (another program of this host has the port, and hears our guests there)", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return vsock.DemuxFile(f, port)
 }
 
 func (k *kernelPorts) close() {

@@ -92,6 +92,9 @@ type Config struct {
 	// DialGuest opens streams to guests with kernel vsock; nil where this
 	// process itself may use reserved source ports.
 	DialGuest func(ctx context.Context, guest vsock.Addr) (*vsock.Conn, error)
+	// KernelSocket returns a listening socket on a port of the host's AF_VSOCK;
+	// nil for vsock.KernelSocket.
+	KernelSocket func(port uint32) (*os.File, error)
 	// ReserveCID takes a CID for a guest with kernel vsock and returns the
 	// device that has it; nil where this process may open it. The error is
 	// EADDRINUSE for one that another guest has.
@@ -182,9 +185,9 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		return nil, err
 	}
 	if cfg.Vsock == vsock.ModeKernel {
-		if s.kernelPorts, err = listenKernelPorts(); err != nil {
+		if s.kernelPorts, err = s.listenKernelPorts(ctx); err != nil {
 			stop()
-			return nil, fmt.Errorf("kernel vsock was asked for: %w (load vhost_vsock, or use user mode)", err)
+			return nil, fmt.Errorf("kernel vsock was asked for: %w (or use user mode)", err)
 		}
 	}
 	for _, dir := range []string{s.recordsDir(), filepath.Join(s.cfg.StateDir, "settings")} {

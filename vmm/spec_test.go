@@ -59,6 +59,9 @@ func TestSpecCheck(t *testing.T) {
 		"serial too long":             {func(s *vmm.Spec) { s.Disks[0].Serial = strings.Repeat("a", 21) }, "serial"},
 		"network without addresses":   {func(s *vmm.Spec) { s.Network = &vmm.Network{} }, "network"},
 		"guest outside its network":   {func(s *vmm.Spec) { s.Network.Guest = netip.MustParseAddr("10.0.0.1") }, "10.0.0.1"},
+		"a TAP":                       {func(s *vmm.Spec) { s.Network.Tap = new(vmm.File(2)) }, ""},
+		"a TAP beyond the files":      {func(s *vmm.Spec) { s.Network.Tap = new(vmm.File(3)) }, "TAP"},
+		"a TAP without a file":        {func(s *vmm.Spec) { s.Network.Tap = new(vmm.NoFile) }, "TAP"},
 		"name server of another kind": {func(s *vmm.Spec) { s.Network.NameServer = netip.MustParseAddr("::1") }, "::1"},
 	} {
 		s := spec()

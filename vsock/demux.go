@@ -2,7 +2,9 @@ package vsock
 
 import (
 	"errors"
+	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -32,11 +34,23 @@ type Demux struct {
 	closed bool
 }
 
-// ListenKernel listens on a port of the host's AF_VSOCK for all guests.
-func ListenKernel(port uint32) (*Demux, error) {
-	l, err := mdlayher.Listen(port, nil)
+// KernelSocket returns a listening socket on a port of the host's AF_VSOCK, for
+// DemuxFile. A host that is a VM itself has another CID too, on which it would
+// hear its siblings, whose CIDs may be those of guests here: what comes there
+// is not for us.
+func KernelSocket(port uint32) (*os.File, error) { return listen(Addr{CID: CIDHost, Port: port}) }
+
+// DemuxFile shares a socket made by KernelSocket among all guests. The file
+// stays the caller's.
+func DemuxFile(f *os.File, port uint32) (*Demux, error) {
+	local := Addr{CID: CIDHost, Port: port}
+	l, err := mdlayher.FileListener(f)
 	if err != nil {
-		return nil, opError("listen", Addr{CID: CIDHost, Port: port}, Addr{}, err)
+		return nil, opError("listen", local, Addr{}, err)
+	}
+	if a, ok := l.Addr().(*mdlayher.Addr); !ok || a.ContextID != CIDHost || a.Port != port {
+		l.Close()
+		return nil, opError("listen", local, Addr{}, fmt.Errorf("the socket is that of %v", l.Addr()))
 	}
 	return newDemux(l, port), nil
 }

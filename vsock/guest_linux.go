@@ -35,13 +35,14 @@ func ListenGuest(port uint32, reservedOnly bool) (net.Listener, error) {
 
 // GuestSocket returns a listening socket on a port inside a guest, for another
 // process to accept on with ListenGuestFile.
-func GuestSocket(port uint32) (*os.File, error) {
-	local := Addr{CID: CIDAny, Port: port}
+func GuestSocket(port uint32) (*os.File, error) { return listen(Addr{CID: CIDAny, Port: port}) }
+
+func listen(local Addr) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, opError("listen", local, Addr{}, err)
 	}
-	err = unix.Bind(fd, &unix.SockaddrVM{CID: CIDAny, Port: port})
+	err = unix.Bind(fd, &unix.SockaddrVM{CID: local.CID, Port: local.Port})
 	if err == nil {
 		err = unix.Listen(fd, unix.SOMAXCONN)
 	}

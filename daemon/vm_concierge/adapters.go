@@ -11,6 +11,7 @@ import (
 
 	"github.com/auberge-vm/auberge/concierge"
 	"github.com/auberge-vm/auberge/dbus"
+	"github.com/auberge-vm/auberge/helper"
 	"github.com/auberge-vm/auberge/policy"
 )
 
@@ -129,3 +130,14 @@ func (o own) GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]a
 	}
 	return d, err
 }
+
+// networks are made by the privileged helper.
+type networks struct{ helper *helper.Client }
+
+// AddTap implements concierge.Networks.
+func (n networks) AddTap(ctx context.Context, t concierge.Tap) (*os.File, error) {
+	return n.helper.AddTap(ctx, helper.TapSpec{ID: t.ID, Gateway: t.Gateway, Guest: t.Guest, Restricted: t.Restricted})
+}
+
+// RemoveTap implements concierge.Networks.
+func (n networks) RemoveTap(ctx context.Context, id string) error { return n.helper.RemoveTap(ctx, id) }

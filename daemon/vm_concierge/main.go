@@ -16,6 +16,7 @@ import (
 	"github.com/auberge-vm/auberge/concierge"
 	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/vsock"
 )
 
 func main() {
@@ -58,6 +59,7 @@ func run(ctx context.Context, o *options) error {
 	if err := o.rights(&bus); err != nil {
 		return err
 	}
+	cfg.KernelSocket = newSocketStore(log, cfg.Vsock == vsock.ModeKernel).socket
 	events := &events{log: log, ready: make(chan struct{}), over: make(chan struct{})}
 	cfg.Events = events
 	serveMetrics, err := o.measure(log, &cfg, &bus)

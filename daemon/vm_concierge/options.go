@@ -63,9 +63,9 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.qemu, "qemu", "qemu-system-x86_64", "the QEMU program")
 	f.StringVar(&o.backend, "vsock-backend", "vhost-device-vsock", "the program that serves vsock in user mode")
 	f.StringVar(&o.vmUser, "vm-user", "auberge-vm", "the user under which VMs run, when this service may switch users")
-	f.StringVar(&o.helper, "helper", "", "the `SOCKET` of auberge-helper, which then opens callers' files and dials guests (default: this service does it itself)")
+	f.StringVar(&o.helper, "helper", "", "the `SOCKET` of auberge-helper, which then opens callers' files, dials guests and makes TAP networks (default: this service does it itself)")
 	f.BoolVar(&o.units, "vm-units", false, "run VMs as units of systemd, auberge-vm@ID.service: their programs, user and limits are what the unit says")
-	f.StringVar(&o.network, "network", "", "what VMs reach unless their owner chose otherwise: none, restricted, user or tap (default tap with --helper, user without)")
+	f.StringVar(&o.network, "network", "", "what VMs reach unless their owner chose otherwise: none, restricted, user or tap (default tap with --helper, else restricted with --vm-units, else user)")
 	f.StringVar(&o.pool, "address-pool", concierge.DefaultPool.String(), "IPv4 network that is divided among VMs")
 	f.StringVar(&o.localtime, "localtime", "", "the link that names the guests' time zone (default /etc/localtime)")
 	f.StringVar(&o.resolver, "resolv-conf", "", "the resolver's configuration that guests follow (default /etc/resolv.conf, or what systemd-resolved asks)")
@@ -117,6 +117,8 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	case cfg.Network != "":
 	case o.helper != "":
 		cfg.Network = concierge.NetworkTap
+	case o.units:
+		cfg.Network = concierge.NetworkRestricted // their own processes reach nothing
 	default:
 		cfg.Network = concierge.NetworkUser
 	}
@@ -140,7 +142,13 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	}
 	if o.helper != "" {
 		c := &helper.Client{Path: o.helper}
-		cfg.Opener, cfg.DialGuest, cfg.ReserveCID = c, c.Dial, c.ReserveCID
+		cfg.Opener, cfg.DialGuest, cfg.ReserveCID, cfg.Networks = c, c.Dial, c.ReserveCID, networks{c}
+	}
+	switch {
+	case cfg.Network == concierge.NetworkTap && cfg.Networks == nil:
+		return cfg, errors.New("--network tap: auberge-helper makes such networks, give its socket with --helper")
+	case cfg.Network == concierge.NetworkUser && o.units:
+		return cfg, errors.New("--network user: the processes of a VM reach nothing when they run in a unit of systemd (--vm-units), give --network tap and --helper")
 	}
 	if err := o.launcher(&cfg, log); err != nil {
 		return cfg, err

@@ -57,6 +57,8 @@ func TestOptionsAreChecked(t *testing.T) {
 		"--polkit":       {"--polkit", "on"},
 		"--daemon-users": {"--daemon-users", "nobody-of-this-name"},
 		"USER:vms=4":     {"--quota", "alice"},
+		"--helper":       {"--network", "tap"},
+		"--network tap":  {"--vm-units", "--network", "user"},
 	}
 	if os.Geteuid() == 0 {
 		tests["create a system user"] = []string{"--vm-user", "nobody-of-this-name"}

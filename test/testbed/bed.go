@@ -28,6 +28,8 @@ type Options struct {
 	Policies []string
 	// Log gets what the daemons print.
 	Log io.Writer
+	// Network is where the daemons run; nil for this machine's own network.
+	Network *Network
 }
 
 // A Bed is a private bus with Auberge's daemons on it.
@@ -46,6 +48,7 @@ type Bed struct {
 	service  User
 	policies []string
 	log      io.Writer
+	network  *Network
 	bus      *exec.Cmd
 
 	// ends are what Close has to do besides, the last first.
@@ -57,7 +60,7 @@ type Bed struct {
 
 // New starts the bus. Close ends it and every daemon.
 func New(ctx context.Context, o Options) (*Bed, error) {
-	b := &Bed{log: o.Log, Bin: o.Bin, Image: o.Image, policies: o.Policies, service: Service}
+	b := &Bed{log: o.Log, Bin: o.Bin, Image: o.Image, policies: o.Policies, network: o.Network, service: Service}
 	if b.log == nil {
 		b.log = io.Discard
 	}
@@ -270,7 +273,11 @@ func (b *Bed) startDaemon(ctx context.Context, cmd *exec.Cmd) (*Daemon, error) {
 	defer notify.close()
 	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+notify.path)
 	cmd.Stdout, cmd.Stderr = b.log, b.log
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if b.network != nil {
+		start = func() error { return b.network.Do(cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return nil, err
 	}
 	d := &Daemon{Cmd: cmd, done: make(chan struct{})}

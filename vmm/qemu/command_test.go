@@ -48,6 +48,12 @@ func network(restricted bool) *vmm.Network {
 		Guest: netip.MustParseAddr("100.115.128.10"), NameServer: netip.MustParseAddr("100.115.128.11"), Restricted: restricted}
 }
 
+func tapNetwork(f vmm.File) *vmm.Network {
+	n := network(false)
+	n.Tap = &f
+	return n
+}
+
 func TestCommand(t *testing.T) {
 	const ro, rw = os.O_RDONLY, os.O_RDWR
 	for name, test := range map[string]struct {
@@ -66,6 +72,9 @@ func TestCommand(t *testing.T) {
 			modes: []int{ro, ro, ro, rw, rw, ro}},
 		"kernel vsock with its device": {spec: vmm.Spec{ID: "abc", Accel: vmm.AccelTCG, CPUs: 1, MemoryMiB: 512, Kernel: 0, Initrd: vmm.NoFile,
 			Vsock: vmm.Vsock{Mode: vsock.ModeKernel, CID: 40, Device: new(vmm.File(1))}, Network: network(true)},
+			modes: []int{ro, rw}},
+		"tap": {spec: vmm.Spec{ID: "abc", Accel: vmm.AccelTCG, CPUs: 1, MemoryMiB: 512, Kernel: 0, Initrd: vmm.NoFile,
+			Vsock: vmm.Vsock{Mode: vsock.ModeUser, CID: 40}, Network: tapNetwork(1)},
 			modes: []int{ro, rw}},
 		"kernel vsock and emulation": {spec: vmm.Spec{ID: "abc", Accel: vmm.AccelTCG, CPUs: 1, MemoryMiB: 512, Kernel: 0, Initrd: vmm.NoFile,
 			Vsock: vmm.Vsock{Mode: vsock.ModeKernel, CID: 4294967294}, Network: network(true)},
