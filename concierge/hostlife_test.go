@@ -174,6 +174,15 @@ func TestHostShutsDownBeforeAVM(t *testing.T) {
 	asked, letGo := slowToEnd(t)
 	s := b.serve()
 	b.mustStart(s, "x")
+	v, err := s.find(alice, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Only then it waits at its end.
+	await(t, "the hypervisor is ready", func() bool {
+		console, err := v.machine.Console(t.Context())
+		return err != nil || len(console) > 0
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {

@@ -19,8 +19,9 @@ const (
 	// Waits between attempts grow from the first to the last.
 	firstRetry = time.Second
 	lastRetry  = time.Minute
-	// killTimeout bounds the wait for processes that were killed.
-	killTimeout = 10 * time.Second
+	// killTimeout bounds the wait for processes that were killed, and for what
+	// the service manager does then for their unit.
+	killTimeout = 45 * time.Second
 )
 
 // lose marks a VM as lost.

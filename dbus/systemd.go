@@ -272,7 +272,7 @@ func (c *systemdConn) run() {
 				close(w)
 			}
 		}
-		c.waiters = nil
+		clear(c.waiters)
 	}()
 	r := newReader(c.link.sock, headerSlack)
 	for {

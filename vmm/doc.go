@@ -7,6 +7,10 @@
 // socket, so that VMs outlive daemons: Launch starts a supervisor and hands it
 // a Spec with the files it names, Attach finds one again.
 //
+// Where there is a service manager, a supervisor can be a unit of its
+// (Launcher.Units): it then makes its sockets itself, in the unit's directory,
+// and the exit record goes to a file that the daemon has opened.
+//
 // Which hypervisor runs is a Driver's business; vmm/qemu is the first. The
 // package knows nothing of buses, owners or guest agents.
 package vmm

@@ -78,6 +78,8 @@ type Supervisor struct {
 	paused bool
 	// record is where the exit record is to be written, if not in Dir.
 	record *os.File
+	// hyperEnded: there is no hypervisor to be ended any more.
+	hyperEnded bool
 	// endProbe ends a probe.
 	endProbe context.CancelFunc
 
@@ -514,6 +516,7 @@ func (s *Supervisor) attachMonitor(ctx context.Context) {
 func (s *Supervisor) hypervisorEnded(err error, stderr *Ring) {
 	s.mu.Lock()
 	stopping, monitor := s.stopping, s.monitor
+	s.hyperEnded = true
 	s.mu.Unlock()
 	guest := err == nil
 	if monitor != nil {
@@ -561,7 +564,11 @@ func (s *Supervisor) finish(e Exit) {
 				s.log().Warn("last of the guest's console: " + strings.TrimSuffix(line, "\n"))
 			}
 		}
-		s.log().Info("VM ended", "reason", e.Reason, "message", e.Message)
+		level := slog.LevelInfo
+		if e.Reason == ExitCrashed || e.Reason == ExitBackend {
+			level = slog.LevelWarn
+		}
+		s.log().Log(context.Background(), level, "VM ended", "reason", e.Reason, "message", e.Message)
 		close(s.ended)
 	})
 }
@@ -577,7 +584,7 @@ func (s *Supervisor) stop(why string) {
 	if first {
 		s.stopping = why
 	}
-	running, endProbe := s.hyper != nil, s.endProbe
+	running, endProbe := s.hyper != nil && !s.hyperEnded, s.endProbe
 	s.mu.Unlock()
 	if endProbe != nil {
 		endProbe()

@@ -1,0 +1,97 @@
+package hosttest
+
+import (
+	"context"
+	"strings"
+	"testing"
+)
+
+// stillThere says that a VM is the same as before, and its owner reaches it.
+func stillThere(t *testing.T, h *host, v *vm) {
+	t.Helper()
+	if main := h.property(t, v, "MainPID"); main != v.main {
+		t.Errorf("the process of %s is %s, was %s", v.name, main, v.main)
+	}
+	if boot := v.bootID(t); boot != v.boot {
+		t.Errorf("%s has booted again", v.name)
+	}
+}
+
+func bothThere(t *testing.T, h *host) {
+	t.Helper()
+	stillThere(t, h, &h.first)
+	stillThere(t, h, &h.second)
+}
+
+func survivesRestart(t *testing.T, h *host) {
+	h.root().run(t, "systemctl restart vm-concierge.service auberge-helper.service")
+	bothThere(t, h)
+}
+
+func survivesKill(t *testing.T, h *host) {
+	h.root().run(t, `old=$(systemctl show -P MainPID vm-concierge.service)
+		systemctl kill --signal=KILL vm-concierge.service auberge-helper.service
+		until new=$(systemctl show -P MainPID vm-concierge.service) && [ "$new" != 0 ] && [ "$new" != "$old" ] &&
+			systemctl is-active --quiet vm-concierge.service; do sleep 0.2; done`)
+	bothThere(t, h)
+}
+
+func survivesUpgrade(t *testing.T, h *host) {
+	old := h.root().run(t, "systemctl show -P MainPID vm-concierge.service")
+	h.root().run(t, "dpkg --force-unsafe-io --install "+packagesAt+"/auberge_*.deb </dev/null")
+	if now := h.root().run(t, "systemctl show -P MainPID vm-concierge.service"); now == old {
+		t.Error("the upgrade left the old vm_concierge running")
+	}
+	bothThere(t, h)
+}
+
+// powerOff shuts the machine down with both VMs running, and starts it again.
+func powerOff(t *testing.T, h *host) {
+	h.alice.run(t, "vmc create kept-disk --size 64M")
+	if !h.owned {
+		t.Fatal("whoever keeps this test host has to power it off")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), stepTime)
+	defer cancel()
+	if err := h.PowerOff(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.CheckDisk(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := h.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	journal := h.root().run(t, "journalctl --quiet --boot=-1 --output=cat --no-pager --lines=400")
+	lines := strings.Split(journal, "\n")
+	stopped := position(lines, "Stopped vm-concierge.service")
+	for _, v := range []*vm{&h.first, &h.second} {
+		end := position(lines, "VM ended", v.name)
+		if end < 0 || stopped < end || strings.Contains(lines[max(end, 0)], "crash") {
+			t.Errorf("%s did not end in order before vm_concierge (line %d, vm_concierge %d):\n%s", v.name, end, stopped, journal)
+		}
+	}
+	if _, err := h.Login(ctx, "alice", "tty1"); err != nil {
+		t.Fatal(err)
+	}
+	if out := h.alice.run(t, "vmc list"); !strings.Contains(out, "kept-disk") || strings.Contains(out, h.first.id) {
+		t.Errorf("after the machine was off, alice has %s", out)
+	}
+	if left := h.root().run(t, "systemctl list-units --all --plain --no-legend 'auberge-vm@*'"); left != "" {
+		t.Errorf("after the machine was off, VMs run: %s", left)
+	}
+}
+
+// position is the first line with all of some words, or -1.
+func position(lines []string, words ...string) int {
+next:
+	for i, line := range lines {
+		for _, word := range words {
+			if !strings.Contains(line, word) {
+				continue next
+			}
+		}
+		return i
+	}
+	return -1
+}
