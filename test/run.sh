@@ -51,8 +51,8 @@ export AUBERGE_IMAGE_DIR AUBERGE_BIN
 suite image-check 240 go test -count=1 ./packaging/image/...
 suite examples 120 make --no-print-directory examples
 suite e2e 1620 go test -count=1 -timeout=26m ./test/e2e
-suite packages 240 make --no-print-directory packages
-suite packages-check 420 go test -count=1 -timeout=7m ./test/packages
+suite packages 300 make --no-print-directory packages
+suite packages-check 600 go test -count=1 -timeout=10m ./test/packages
 
 printf '\n'
 if [ ${#failed[@]} -gt 0 ]; then

@@ -3,7 +3,7 @@
 it again: all that a client of vm_concierge needs.
 
     protoc -I /usr/share/auberge/proto --python_out=. concierge_service.proto
-    ./vms.py NAME
+    python3 vms.py NAME
 
 The system bus is that of DBUS_SYSTEM_BUS_ADDRESS, where that is set.
 """

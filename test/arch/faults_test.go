@@ -49,8 +49,9 @@ func tableRows(t *testing.T, document, head string, columns int) map[int][]strin
 		t.Fatal(err)
 	}
 	rows := map[int][]string{}
+	inside := false
 	for i, line := range strings.Split(string(text), "\n") {
-		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, head) {
+		if inside = strings.HasPrefix(line, head) || inside && strings.HasPrefix(line, "|"); !inside || !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, head) {
 			continue
 		}
 		cells := strings.Split(strings.Trim(line, "|"), "|")
@@ -68,7 +69,7 @@ func tableRows(t *testing.T, document, head string, columns int) map[int][]strin
 	return rows
 }
 
-var testName = regexp.MustCompile("^`([a-z0-9/]+): ((?:Test|Fuzz)[A-Za-z0-9]+)`$")
+var testName = regexp.MustCompile("^`([a-z0-9/_-]+): ((?:Test|Fuzz)[A-Za-z0-9]+)`$")
 
 // namedTests reads a cell with the names of tests, and looks for them.
 func namedTests(t *testing.T, line int, cell string) (names []string) {

@@ -36,6 +36,7 @@ func TestHost(t *testing.T) {
 		{"the units are confined", confined, false},
 		{"users log in", logins, true},
 		{"polkit decides who may have VMs", polkitDecides, false},
+		{"members of the group may have VMs, and only their own", membersMay, true},
 		{"a VM runs on KVM with user vsock", userVsock, true},
 		{"a VM runs on KVM with kernel vsock", kernelVsock, true},
 		{"each VM has a user, limits and a journal of its own", oneOfItsOwn, false},

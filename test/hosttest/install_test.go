@@ -35,7 +35,7 @@ func confined(t *testing.T, h *host) {
 		"auberge-guests.service": "20",
 		"auberge-vm@x.service":   "20",
 	} {
-		t.Log(h.root().run(t, "systemd-analyze security --no-pager --threshold="+threshold+" "+unit+" | tail -n 1"))
+		t.Log(h.root().run(t, "set -o pipefail; systemd-analyze security --no-pager --threshold="+threshold+" "+unit+" | tail -n 1"))
 	}
 }
 

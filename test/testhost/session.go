@@ -62,13 +62,15 @@ func (s *Session) ID(ctx context.Context) (string, error) {
 	return strings.TrimSpace(id), err
 }
 
-// Activate brings the session's terminal to the front of the seat.
+// Activate brings the session's terminal to the front of the seat, and returns
+// when logind knows: the terminals change some time after they were asked to.
 func (s *Session) Activate(ctx context.Context) error {
 	id, err := s.ID(ctx)
 	if err != nil {
 		return err
 	}
-	return s.host.Run(ctx, "loginctl", "activate", id)
+	return s.host.Run(ctx, "sh", "-c", `loginctl activate "$1" &&
+		until [ "$(loginctl show-session -P Active "$1")" = yes ]; do sleep 0.1; done`, "sh", id)
 }
 
 // Run runs a command in the session.
