@@ -40,6 +40,9 @@ func BenchmarkCall(b *testing.B) {
 	bus := dbustest.Lax(b)
 	serve(b, bus, &handler{getVmInfo: echo}, Options{})
 	serveStock(b, bus)
+	guarded := dbustest.Lax(b)
+	newStandIn(b, guarded, func(question) (bool, bool) { return true, false })
+	serve(b, guarded, &handler{getVmInfo: echo}, Options{Polkit: true})
 	for _, size := range []int{60, 64 << 10, 1 << 20} {
 		request, err := proto.Marshal(&conciergepb.GetVmInfoRequest{Name: strings.Repeat("x", size)})
 		if err != nil {
@@ -50,13 +53,14 @@ func BenchmarkCall(b *testing.B) {
 		theirs.destination, theirs.iface, theirs.member = stockName, stockName, "Echo"
 		for _, server := range []struct {
 			name string
+			bus  *dbustest.Bus
 			o    *outgoing
-		}{{"auberge", ours}, {"godbus", theirs}} {
+		}{{"auberge", bus, ours}, {"auberge with polkit", guarded, ours}, {"godbus", bus, theirs}} {
 			if size == 60 {
-				b.Run(fmt.Sprintf("%s/%d/pipelined", server.name, size), func(b *testing.B) { pipelined(b, bus, server.o) })
+				b.Run(fmt.Sprintf("%s/%d/pipelined", server.name, size), func(b *testing.B) { pipelined(b, server.bus, server.o) })
 				continue
 			}
-			b.Run(fmt.Sprintf("%s/%d", server.name, size), func(b *testing.B) { sequential(b, bus, server.o) })
+			b.Run(fmt.Sprintf("%s/%d", server.name, size), func(b *testing.B) { sequential(b, server.bus, server.o) })
 		}
 	}
 }

@@ -27,6 +27,11 @@ const (
 	logindQueue = 256
 	// wakeTimeout bounds what a host that is awake again waits for.
 	wakeTimeout = 2 * time.Minute
+	// lockTimeout bounds asking for an inhibitor: polkit may have to be started
+	// for it, on a host that is just booting.
+	lockTimeout = 30 * time.Second
+	// lockAgain is how often one that was refused is asked for again.
+	lockAgain = 20 * time.Second
 	// defaultDelay is how long logind waits unless configured otherwise.
 	defaultDelay = 5 * time.Second
 )
@@ -94,7 +99,7 @@ func (l *Logind) serve(ctx context.Context) error {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	s := &logindSession{Logind: l, link: newLink(sock, dialTimeout), queue: make(chan logindEvent, logindQueue), locks: map[string]*os.File{}}
+	s := &logindSession{Logind: l, link: newLink(sock, dialTimeout), queue: make(chan logindEvent, logindQueue), locks: map[string]*os.File{}, wanted: map[string]string{}}
 	var reading sync.WaitGroup
 	reading.Go(func() {
 		err := s.read(sock)
@@ -110,10 +115,14 @@ func (l *Logind) serve(ctx context.Context) error {
 		return err
 	}
 	s.handle(ctx, logindEvent{member: "NameOwnerChanged", owner: owner})
+	again := time.NewTicker(lockAgain)
+	defer again.Stop()
 	for {
 		select {
 		case e := <-s.queue:
 			s.handle(ctx, e)
+		case <-again.C:
+			s.lockAgain(ctx)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -136,7 +145,9 @@ type logindSession struct {
 	// locks are the descriptors by which the login manager knows that we want
 	// it to wait, by what it shall not do at once.
 	locks map[string]*os.File
-	peer  string // the login manager, of which handle knows; empty without
+	// wanted are those that there should be, with the reason.
+	wanted map[string]string
+	peer   string // the login manager, of which handle knows; empty without
 
 	mu sync.Mutex
 	// owner is the unique name whose signals count; changed says that the bus

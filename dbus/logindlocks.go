@@ -3,6 +3,7 @@ package dbus
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -101,15 +102,28 @@ func (s *logindSession) lock(ctx context.Context, what, why string) {
 	if s.locks[what] != nil || s.peer == "" {
 		return
 	}
+	level := slog.LevelWarn
+	if _, repeated := s.wanted[what]; repeated {
+		level = slog.LevelDebug
+	}
+	s.wanted[what] = why
 	f, err := s.inhibit(ctx, what, why)
 	if err != nil {
-		s.log.Warn("the host will not wait for its VMs", "before", what, "err", err)
+		s.log.Log(ctx, level, "the host will not wait for its VMs; asking again", "before", what, "err", err)
 		return
 	}
 	s.locks[what] = f
 }
 
+// lockAgain asks for what was refused before.
+func (s *logindSession) lockAgain(ctx context.Context) {
+	for what, why := range s.wanted {
+		s.lock(ctx, what, why)
+	}
+}
+
 func (s *logindSession) unlock(what string) {
+	delete(s.wanted, what)
 	if f := s.locks[what]; f != nil {
 		f.Close()
 		delete(s.locks, what)
@@ -117,12 +131,15 @@ func (s *logindSession) unlock(what string) {
 }
 
 func (s *logindSession) unlockAll() {
+	clear(s.wanted)
 	for what := range s.locks {
 		s.unlock(what)
 	}
 }
 
 func (s *logindSession) inhibit(ctx context.Context, what, why string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
 	m, err := s.ask(ctx, logindIface, "Inhibit", what, "Auberge", why, "delay")
 	if err != nil {
 		return nil, err
@@ -148,6 +165,8 @@ func (s *logindSession) flag(ctx context.Context, name string) (on bool) {
 }
 
 func (s *logindSession) property(ctx context.Context, name string, value any) error {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
 	m, err := s.ask(ctx, propsIface, "Get", logindIface, name)
 	if err != nil {
 		return err
@@ -166,8 +185,6 @@ func (s *logindSession) property(ctx context.Context, name string, value any) er
 
 // ask calls a method of the login manager.
 func (s *logindSession) ask(ctx context.Context, iface, member string, args ...any) (*message, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-	defer cancel()
 	b, err := plainBody(args...)
 	if err != nil {
 		return nil, err

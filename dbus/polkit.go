@@ -34,7 +34,10 @@ const (
 	dialogTimeout = 5 * time.Minute
 	// maxQuestions and maxDialogs bound what is open at a time. The bus allows
 	// a connection 128 open calls; what is over that it answers with errors.
-	maxQuestions      = 64
+	maxQuestions = 64
+	// maxUserQuestions keeps a user who asks for much from having polkit, which
+	// answers one after the other, busy with nobody else's.
+	maxUserQuestions  = 4
 	maxDialogs        = 32
 	maxDialogsPerUser = 4
 )
@@ -60,10 +63,17 @@ type polkit struct {
 	owner   string // polkit's connection, empty when it is not known
 	dialogs map[uint32]int
 	open    int
+	lines   map[uint32]*line
+}
+
+// A line is where one user's questions wait for their turn.
+type line struct {
+	turns   chan struct{}
+	waiting int // and being asked; guarded by polkit's lock
 }
 
 func newPolkit(s *session) *polkit {
-	return &polkit{session: s, slots: make(chan struct{}, maxQuestions), dialogs: map[uint32]int{}}
+	return &polkit{session: s, slots: make(chan struct{}, maxQuestions), dialogs: map[uint32]int{}, lines: map[uint32]*line{}}
 }
 
 // A verdict is polkit's answer.
@@ -137,11 +147,6 @@ func (a *polkit) learn(p *peer, u *usualVerdict) {
 // ask puts one question. It ends with ctx, with the link, and when the peer
 // leaves the bus; a dialog is closed then.
 func (a *polkit) ask(ctx context.Context, p *peer, action string, interactive bool) (verdict, error) {
-	release, err := a.admit(ctx, p.caller.UID, interactive)
-	if err != nil {
-		return verdict{}, err
-	}
-	defer release()
 	timeout, flags, id := polkitTimeout, uint32(0), ""
 	if interactive {
 		timeout, flags, id = dialogTimeout, polkitInteraction, strconv.FormatUint(a.ids.Add(1), 10)
@@ -152,26 +157,44 @@ func (a *polkit) ask(ctx context.Context, p *peer, action string, interactive bo
 	defer cancel(nil)
 	defer context.AfterFunc(p.ctx, func() { cancel(context.Cause(p.ctx)) })()
 
-	v, err := a.check(ctx, p.name, action, flags, id)
-	if gone(err) { // polkit was restarted since we last heard of it
-		v, err = a.check(ctx, p.name, action, flags, id)
+	release, err := a.admit(ctx, p.caller.UID, interactive)
+	if err != nil {
+		return verdict{}, err
 	}
-	if err != nil && ctx.Err() != nil && interactive {
-		a.cancel(id)
+	type answer struct {
+		verdict
+		err error
 	}
-	return v, err
+	answered := make(chan answer, 1)
+	// The place is taken until polkit answers, whether or not somebody still
+	// waits: the bus counts what it has not answered.
+	if p.ctx.Err() != nil || !a.session.peers.start(func() {
+		v, err := a.check(a.session.ctx, p.name, action, flags, id)
+		if gone(err) { // polkit was restarted since we last heard of it
+			v, err = a.check(a.session.ctx, p.name, action, flags, id)
+		}
+		release()
+		answered <- answer{v, err}
+	}) {
+		release()
+		return verdict{}, errLeft
+	}
+	select {
+	case r := <-answered:
+		return r.verdict, r.err
+	case <-ctx.Done():
+		if interactive {
+			a.cancel(id)
+		}
+		return verdict{}, context.Cause(ctx)
+	}
 }
 
 // admit bounds how much is asked at a time. Questions wait for their turn,
 // dialogs do not: they may be many minutes.
 func (a *polkit) admit(ctx context.Context, uid uint32, interactive bool) (release func(), err error) {
 	if !interactive {
-		select {
-		case a.slots <- struct{}{}:
-			return func() { <-a.slots }, nil
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
+		return a.queue(ctx, uid)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -187,6 +210,44 @@ func (a *polkit) admit(ctx context.Context, uid uint32, interactive bool) (relea
 		if a.dialogs[uid]--; a.dialogs[uid] == 0 {
 			delete(a.dialogs, uid)
 		}
+	}, nil
+}
+
+// queue waits for a turn, first among the user's own questions, then among
+// everybody's.
+func (a *polkit) queue(ctx context.Context, uid uint32) (release func(), err error) {
+	a.mu.Lock()
+	l := a.lines[uid]
+	if l == nil {
+		l = &line{turns: make(chan struct{}, maxUserQuestions)}
+		a.lines[uid] = l
+	}
+	l.waiting++
+	a.mu.Unlock()
+	leave := func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if l.waiting--; l.waiting == 0 {
+			delete(a.lines, uid)
+		}
+	}
+	select {
+	case l.turns <- struct{}{}:
+	case <-ctx.Done():
+		leave()
+		return nil, context.Cause(ctx)
+	}
+	select {
+	case a.slots <- struct{}{}:
+	case <-ctx.Done():
+		<-l.turns
+		leave()
+		return nil, context.Cause(ctx)
+	}
+	return func() {
+		<-a.slots
+		<-l.turns
+		leave()
 	}, nil
 }
 

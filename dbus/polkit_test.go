@@ -29,7 +29,8 @@ type standIn struct {
 
 	mu     sync.Mutex
 	decide func(question) (yes, challenge bool)
-	held   map[string]chan struct{} // by action: open when answers may come
+	held   map[string]chan struct{} // by action: closed when answers may come
+	given  map[string]chan struct{} // by id: closed when the question is given up
 }
 
 type polkitSubject struct {
@@ -48,15 +49,24 @@ func (s *standIn) CheckAuthorization(subject polkitSubject, action string, _ map
 	s.mu.Lock()
 	yes, challenge := s.decide(q)
 	held := s.held[action]
+	given := make(chan struct{})
+	s.given[id] = given
 	s.mu.Unlock()
 	s.questions <- q
 	if held != nil {
-		<-held
+		select {
+		case <-held:
+		case <-given:
+			return polkitResult{}, dbus.NewError("org.freedesktop.PolicyKit1.Error.Cancelled", nil)
+		}
 	}
 	return polkitResult{yes, challenge, nil}, nil
 }
 
 func (s *standIn) CancelCheckAuthorization(id string) *dbus.Error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.given[id])
 	s.cancelled <- id
 	return nil
 }
@@ -95,7 +105,7 @@ func (s *standIn) asked() (list []question) {
 
 func newStandIn(t testing.TB, bus *dbustest.Bus, decide func(question) (yes, challenge bool)) *standIn {
 	t.Helper()
-	s := &standIn{conn: bus.Connect(t), questions: make(chan question, 1000), cancelled: make(chan string, 100), decide: decide}
+	s := &standIn{conn: bus.Connect(t), questions: make(chan question, 1000), cancelled: make(chan string, 100), decide: decide, given: map[string]chan struct{}{}}
 	if err := s.conn.Export(s, polkitPath, polkitInterface); err != nil {
 		t.Fatal(err)
 	}
@@ -379,5 +389,44 @@ func TestWithoutPolkitNobodyIsLetIn(t *testing.T) {
 	newStandIn(t, bus, users(map[string][]string{nameOf(c): {policy.ActionUse}}))
 	if got := info(t, c, ""); got != "success" {
 		t.Error("polkit is there now:", got)
+	}
+}
+
+// Somebody who has polkit busy waits for it alone: another user's question is
+// among the next.
+func TestQuestionsAreAskedInTurn(t *testing.T) {
+	bus := dbustest.Lax(t)
+	busy, other := bus.ConnectAs(t, dbustest.Bin), bus.ConnectAs(t, dbustest.Daemon)
+	p := newStandIn(t, bus, users(map[string][]string{nameOf(other): {policy.ActionUse}}))
+	goOn := p.hold(policy.ActionManageOthers)
+	s, _ := serve(t, bus, &handler{getVmInfo: echo}, Options{Polkit: true})
+	request, err := proto.Marshal(&conciergepb.GetVmInfoRequest{OwnerId: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var calls []*dbus.Call
+	for range 60 {
+		calls = append(calls, busy.Object(ConciergeName, ConciergePath).Go(ConciergeInterface+".GetVmInfo", 0, make(chan *dbus.Call, 1), request))
+	}
+	for range maxUserQuestions {
+		<-p.questions
+	}
+	if got := info(t, other, ""); got != "success" {
+		t.Error(got)
+	}
+	if q := p.asked(); len(q) != 1 || q[0].name != nameOf(other) {
+		t.Errorf("asked %+v, and %d of the busy one's", q, maxUserQuestions)
+	}
+	close(goOn)
+	for _, call := range calls {
+		if <-call.Done; errorName(call.Err) != errAccessDenied {
+			t.Error(call.Err)
+		}
+	}
+	a := s.current.Load().polkit
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.lines) > 0 || len(a.dialogs) > 0 || len(a.slots) > 0 {
+		t.Errorf("something is left: %v %v", a.lines, a.dialogs)
 	}
 }

@@ -58,6 +58,9 @@ func checkHelper(_ context.Context, h *Host, known info) Finding {
 }
 
 func checkUnits(_ context.Context, h *Host, known info) Finding {
+	if known == nil {
+		return warn("not known: the service does not answer", "")
+	}
 	units, _ := known["vm_units"].(bool)
 	if !units {
 		return ok("VMs are no units of systemd; they need no unprivileged user namespaces")

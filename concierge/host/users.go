@@ -2,13 +2,10 @@ package host
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,10 +13,6 @@ import (
 
 // nsswitch names the sources of accounts (nsswitch.conf(5)).
 const nsswitch = "/etc/nsswitch.conf"
-
-// exitNotFound is how getent(1) ends when it has found nothing. It ends so as
-// well when a source of accounts could not be asked.
-const exitNotFound = 2
 
 func (h Host) passwd() string {
 	if h.Passwd != "" {
@@ -31,33 +24,39 @@ func (h Host) passwd() string {
 // UserGone says whether there is certainly no account with a number. The error
 // says that nobody can tell: where accounts come from a directory over the
 // network, one that does not answer looks like an account that is not there.
+//
+// No other program is run for it: the packaged service can run none.
 func (h Host) UserGone(ctx context.Context, uid uint32) (bool, error) {
-	f, err := os.Open(h.passwd())
+	gone, err := h.userGone(ctx, uid)
 	if err != nil {
 		return false, fmt.Errorf("look for the account of uid %d: %w", uid, err)
+	}
+	return gone, nil
+}
+
+func (h Host) userGone(ctx context.Context, uid uint32) (bool, error) {
+	f, err := os.Open(h.passwd())
+	if err != nil {
+		return false, err
 	}
 	defer f.Close()
 	found, err := inPasswd(f, uid)
 	if err != nil {
-		return false, fmt.Errorf("look for the account of uid %d: %s: %w", uid, h.passwd(), err)
+		return false, fmt.Errorf("%s: %w", h.passwd(), err)
 	}
 	if found || h.Passwd != "" {
 		return !found, nil
 	}
-	out, err := exec.CommandContext(ctx, "getent", "passwd", strconv.FormatUint(uint64(uid), 10)).Output()
-	var exit *exec.ExitError
-	switch {
-	case err == nil && len(bytes.TrimSpace(out)) > 0:
-		return false, nil
-	case err != nil && (!errors.As(err, &exit) || exit.ExitCode() != exitNotFound):
-		return false, fmt.Errorf("look for the account of uid %d: getent: %w", uid, err)
+	found, asked, err := askUserDatabase(ctx, userDatabase, uid)
+	if err != nil || found {
+		return false, err
 	}
 	text, err := readSome(nsswitch)
 	if err != nil && !os.IsNotExist(err) {
-		return false, fmt.Errorf("look for the account of uid %d: %w", uid, err)
+		return false, err
 	}
-	if source := remoteSource(string(text)); source != "" {
-		return false, fmt.Errorf("uid %d is not found, but %s names the source %q, which may only be out of reach", uid, nsswitch, source)
+	if source := otherSource(string(text)); source != "" && !slices.Contains(asked, nameServiceSwitch) {
+		return false, fmt.Errorf("it is not found, but %s names the source %q, which cannot be asked without systemd-userdbd", nsswitch, source)
 	}
 	return true, nil
 }
@@ -75,9 +74,9 @@ func inPasswd(r io.Reader, uid uint32) (bool, error) {
 	return false, sc.Err()
 }
 
-// remoteSource is the first source of accounts in an nsswitch.conf that is not
-// on this machine, empty when there is none.
-func remoteSource(text string) string {
+// otherSource is the first source of accounts in an nsswitch.conf that is
+// neither the file nor systemd, empty when there is none.
+func otherSource(text string) string {
 	for line := range strings.Lines(text) {
 		line, _, _ = strings.Cut(line, "#")
 		sources, ok := strings.CutPrefix(strings.TrimSpace(line), "passwd:")
@@ -85,8 +84,7 @@ func remoteSource(text string) string {
 			continue
 		}
 		for _, s := range strings.Fields(sources) {
-			local := []string{"files", "systemd", "compat", "db", "mymachines", "altfiles", "nss_altfiles", "extrausers"}
-			if !strings.HasPrefix(s, "[") && !strings.HasSuffix(s, "]") && !slices.Contains(local, s) {
+			if !strings.HasPrefix(s, "[") && !strings.HasSuffix(s, "]") && s != "files" && s != "systemd" {
 				return s
 			}
 		}

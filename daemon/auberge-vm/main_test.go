@@ -37,3 +37,19 @@ func TestCommandRefuses(t *testing.T) {
 		}
 	}
 }
+
+// What only the service manager starts says so, before it touches anything.
+func TestUnitWithoutServiceManager(t *testing.T) {
+	t.Setenv("RUNTIME_DIRECTORY", "")
+	os.Unsetenv("RUNTIME_DIRECTORY")
+	c := command()
+	c.SetArgs([]string{"unit", "--peer-user", "0"})
+	if err := c.Execute(); err == nil || !strings.Contains(err.Error(), "service manager") {
+		t.Errorf("without a directory: %v", err)
+	}
+	c = command()
+	c.SetArgs([]string{"unit", "--peer-user", "nobody-of-that-name"})
+	if err := c.Execute(); err == nil || !strings.Contains(err.Error(), "--peer-user") {
+		t.Errorf("for a user that is none: %v", err)
+	}
+}

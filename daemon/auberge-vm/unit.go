@@ -36,11 +36,11 @@ func runUnit(peer string, p *programs) error {
 	if err != nil {
 		return fmt.Errorf("--peer-user: %w", err)
 	}
-	if err := protect(log); err != nil {
-		return err
-	}
 	dir, err := vmm.UnitDir()
 	if err != nil {
+		return err
+	}
+	if err := protect(log); err != nil {
 		return err
 	}
 	cfg, err := vmm.PrepareUnit(dir, uid)

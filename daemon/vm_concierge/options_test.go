@@ -46,6 +46,19 @@ func TestLauncher(t *testing.T) {
 	}
 }
 
+// Units have users of their own: the service needs to know none, and no group
+// has a part in what it keeps of a VM.
+func TestLauncherOfUnits(t *testing.T) {
+	cfg, err := configOf(t, "--vm-units", "--vm-user", "nobody-of-this-name", "--network", "none")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := cfg.Launcher.Units
+	if u == nil || u.Manager == nil || u.Template != "auberge-vm@.service" || u.Dir != "/run/auberge-vm" || cfg.VMGroup != -1 {
+		t.Errorf("units %+v, group %d", u, cfg.VMGroup)
+	}
+}
+
 func TestOptionsAreChecked(t *testing.T) {
 	tests := map[string][]string{
 		"--accel":        {"--accel", "xen"},

@@ -132,10 +132,11 @@ func chains(t *nftables.Table, guests, outward, open *nftables.Set, connections 
 			rule(isIPv4, toItsGateway, echoRequest, accept),
 			rule(drop),
 		),
-		// Other users of the host are no more to a guest than other guests.
+		// Other users of the host are no more to a guest than other guests; they
+		// need not wait to hear that.
 		chain("output", filter, nftables.ChainHookOutput, nftables.ChainPriorityFilter,
 			rule(toGuest, answer, accept),
-			rule(toGuest, drop),
+			rule(toGuest, reject),
 		),
 		chain("forward", filter, nftables.ChainHookForward, nftables.ChainPriorityFilter,
 			rule(fromGuest, toGuest, drop),
@@ -213,6 +214,7 @@ func fib(ofInterface bool, op expr.CmpOp, kind uint32) []expr.Any {
 var (
 	accept     = []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
 	drop       = []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
+	reject     = []expr.Any{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
 	masquerade = []expr.Any{&expr.Masq{}}
 
 	fromGuest    = meta(expr.MetaKeyIIFNAME, expr.CmpOpEq, []byte(Prefix))

@@ -153,7 +153,7 @@ func firewallError(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("change the nftables table inet %s: %w (the kernel needs nf_tables with nft_ct, nft_fib_inet, nft_masq, nft_chain_nat and nft_connlimit)", TableName, err)
+	return fmt.Errorf("change the nftables table inet %s: %w (the kernel needs nf_tables with nft_ct, nft_fib_inet, nft_reject_inet, nft_masq, nft_chain_nat and nft_connlimit)", TableName, err)
 }
 
 const forwarding = "/proc/sys/net/ipv4/ip_forward"

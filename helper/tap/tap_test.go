@@ -151,6 +151,9 @@ func TestGuestIsNotReached(t *testing.T) {
 	if err := say(); !errors.Is(err, unix.EPERM) {
 		t.Errorf("the host says to the guest what it likes: %v", err)
 	}
+	if c, err := net.DialTimeout("tcp4", netip.AddrPortFrom(g.spec.Guest, 22).String(), patience); !errors.Is(err, unix.EHOSTUNREACH) {
+		t.Errorf("the host dials the guest: %v, %v", c, err)
+	}
 	var err error
 	w.do(func() {
 		_, pool, _ := net.ParseCIDR(pool.String())

@@ -35,6 +35,8 @@ util-linux             setpriv                            other users in tests
 btrfs-progs            mkfs.btrfs                         stateful disks
 e2fsprogs              mkfs.ext4                          disks in tests
 diod                   diod                               a 9P server in tests
+nftables               nft                                firewalls in tests
+iproute2               ip                                 interfaces in tests
 polkitd                /usr/lib/polkit-1/polkitd          rights in tests
 protobuf-compiler      protoc                             make protos
 make                   make                               building

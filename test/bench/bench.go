@@ -36,7 +36,7 @@ func (o *options) newBench(ctx context.Context, args ...string) (*bench, error) 
 		return nil, err
 	}
 	b := &bench{Bed: bed, ctx: ctx, user: bed.Caller()}
-	if b.concierge, err = bed.StartConcierge(ctx, args...); err != nil {
+	if b.concierge, err = bed.StartConcierge(ctx, append([]string{"--max-vms", "unlimited"}, args...)...); err != nil {
 		b.close()
 		return nil, err
 	}

@@ -52,6 +52,9 @@ func benchMany(ctx context.Context, o *options, t *table) error {
 		return err
 	}
 	files, tasks := descriptors(pid), threads(pid)
+	if err := b.smallAll(o.vms); err != nil {
+		return err
+	}
 	begin := time.Now()
 	if err := b.startMany(o.vms); err != nil {
 		return errors.Join(err, crowd.err())
@@ -135,6 +138,17 @@ func settled(ctx context.Context, pid int) (float64, error) {
 		}
 	}
 	return least, err
+}
+
+// smallAll gives the VMs of startMany little memory, which those that start at
+// the same time have to share.
+func (b *bench) smallAll(n int) error {
+	for i := range n {
+		if err := b.small(fmt.Sprintf("vm%d", i), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // startMany starts n VMs.

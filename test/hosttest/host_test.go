@@ -45,7 +45,7 @@ func TestHost(t *testing.T) {
 		{"VMs survive a restart of the services", survivesRestart, false},
 		{"VMs survive that the services are killed", survivesKill, false},
 		{"VMs survive an upgrade", survivesUpgrade, false},
-		{"VMs sleep with the machine and have the right time afterwards", sleepsAndWakes, false},
+		{"the machine waits for its VMs before it sleeps or shuts down", hostWaits, false},
 		{"power off stops VMs in order and leaves a clean disk", powerOff, true},
 		{"purge leaves what it says", purge, false},
 	} {

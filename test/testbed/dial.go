@@ -3,7 +3,9 @@ package testbed
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 
@@ -48,6 +50,28 @@ func (b *Bed) Dial(ctx context.Context, u User) (*dbus.Conn, error) {
 		return nil, fmt.Errorf("connect to the bus as %s: %w", u.Name, err)
 	}
 	return r.conn, nil
+}
+
+// DialSocket connects to the bus's socket as a user and says nothing yet.
+func (b *Bed) DialSocket(u User) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked, see Dial
+		if os.Geteuid() == 0 && u.UID != 0 {
+			if err := becomeOnThread(u); err != nil {
+				done <- result{err: err}
+				return
+			}
+		}
+		conn, err := net.Dial("unix", filepath.Join(b.Dir, "bus"))
+		done <- result{conn, err}
+	}()
+	r := <-done
+	return r.conn, r.err
 }
 
 // becomeOnThread changes the identity of the calling thread alone, which the
