@@ -42,6 +42,7 @@ func confined(t *testing.T, h *host) {
 // purge removes the packages and compares the disk with what it was.
 func purge(t *testing.T, h *host) {
 	root := h.root()
+	root.run(t, "vmc create kept-disk --size 64M")
 	said := root.run(t, "dpkg --purge auberge auberge-image vhost-device-vsock </dev/null 2>&1")
 	for _, want := range []string{"/var/lib/auberge/disks", "the user auberge"} {
 		if !strings.Contains(said, want) {
