@@ -156,6 +156,8 @@ type logindSession struct {
 	changed bool
 	// rest ends what is done for a machine that is awake, when it is to sleep.
 	rest context.CancelFunc
+	// ahead counts the signals in the queue for which a machine must not wait.
+	ahead int
 }
 
 // setUp asks to be told, and then who the login manager is.
@@ -233,9 +235,6 @@ func (s *logindSession) signal(m *message) error {
 		return nil
 	case m.member == "PrepareForSleep" || m.member == "PrepareForShutdown":
 		e.on = r.uint32() == 1
-		if e.on {
-			s.interrupt()
-		}
 	case m.member == "UserRemoved":
 		e.uid = r.uint32()
 		r.string()
@@ -244,6 +243,9 @@ func (s *logindSession) signal(m *message) error {
 	}
 	if err := r.end(); err != nil {
 		return nil // not what it says
+	}
+	if e.on {
+		s.interrupt()
 	}
 	select {
 	case s.queue <- e:
@@ -254,10 +256,12 @@ func (s *logindSession) signal(m *message) error {
 	}
 }
 
-// interrupt ends what is done for a machine that is awake.
+// interrupt ends what is done for a machine that is awake, or would be done
+// before the signal that comes next is handled.
 func (s *logindSession) interrupt() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.ahead++
 	if s.rest != nil {
 		s.rest()
 	}

@@ -21,6 +21,7 @@ type hostEvents struct {
 
 	mu   sync.Mutex
 	hold map[string]chan context.Context
+	gate map[string]chan struct{}
 }
 
 // waits has a call take until its context is done, which the channel gets.
@@ -31,11 +32,25 @@ func (h *hostEvents) waits(what string) <-chan context.Context {
 	return h.hold[what]
 }
 
+// stays has a call take until goOn is called, or the test ends.
+func (h *hostEvents) stays(t *testing.T, what string) (goOn func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	gate := make(chan struct{})
+	h.gate[what] = gate
+	goOn = sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(goOn)
+	return goOn
+}
+
 func (h *hostEvents) note(ctx context.Context, what string) {
 	h.mu.Lock()
-	ch := h.hold[what]
+	ch, gate := h.hold[what], h.gate[what]
 	h.mu.Unlock()
 	h.told <- what
+	if gate != nil {
+		<-gate
+	}
 	if ch != nil {
 		ch <- ctx
 		<-ctx.Done()
@@ -88,7 +103,7 @@ func (s *safeBuffer) String() string {
 // hear runs a Logind until the test ends.
 func hear(t *testing.T, bus *dbustest.Bus) (*hostEvents, *safeBuffer) {
 	t.Helper()
-	h := &hostEvents{told: make(chan string, 1000), hold: map[string]chan context.Context{}}
+	h := &hostEvents{told: make(chan string, 1000), hold: map[string]chan context.Context{}, gate: map[string]chan struct{}{}}
 	log := &safeBuffer{}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -179,6 +194,30 @@ func TestLogindSleepsAgainAtOnce(t *testing.T) {
 	login.UserRemoved(5) // that alone ends nothing
 	login.PrepareForSleep(true)
 	h.expect(t, "removed 5", "sleep true")
+}
+
+// Nor does one that is to sleep again before it has been looked at that it was
+// awake.
+func TestLogindSleepsAgainBeforeThat(t *testing.T) {
+	bus := dbustest.Lax(t)
+	conn := bus.Connect(t)
+	login := dbustest.NewLogind(t, conn, 5*time.Second)
+	login.Appear()
+	h, _ := hear(t, bus)
+	h.expect(t, "sleep false", "shutdown false")
+	goOn := h.stays(t, "removed 5")
+	h.waits("sleep false")
+	login.UserRemoved(5)
+	h.expect(t, "removed 5")
+	login.PrepareForSleep(true)
+	login.PrepareForSleep(false)
+	login.PrepareForSleep(true)
+	var id string
+	if err := conn.BusObject().Call("org.freedesktop.DBus.GetId", 0).Store(&id); err != nil { // all of it was sent
+		t.Fatal(err)
+	}
+	goOn()
+	h.expect(t, "sleep true", "sleep false", "sleep true")
 }
 
 // A login manager may come late, go and come back; one that is about to do

@@ -15,6 +15,11 @@ func (s *logindSession) handle(ctx context.Context, e logindEvent) {
 	if ctx.Err() != nil {
 		return // chosen by chance over the end
 	}
+	if e.on {
+		s.mu.Lock()
+		s.ahead--
+		s.mu.Unlock()
+	}
 	switch e.member {
 	case "NameOwnerChanged":
 		s.unlockAll()
@@ -65,6 +70,9 @@ func (s *logindSession) awake(ctx context.Context) {
 	defer cancel()
 	s.mu.Lock()
 	s.rest = cancel
+	if s.ahead > 0 { // it is to sleep again, or shut down, by now
+		cancel()
+	}
 	s.mu.Unlock()
 	s.events.PrepareForSleep(ctx, false)
 	s.mu.Lock()

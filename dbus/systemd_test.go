@@ -27,6 +27,9 @@ type fakeSystemd struct {
 	hold bool
 	// result is how jobs end.
 	result string
+	// behind has stop jobs wait for those of other units, as systemd's do
+	// unless they ignore dependencies.
+	behind bool
 }
 
 func newFakeSystemd(t *testing.T, bus *dbustest.Bus) *fakeSystemd {
@@ -79,6 +82,12 @@ func (f *fakeSystemd) StartUnit(unit, mode string) (dbus.ObjectPath, *dbus.Error
 
 func (f *fakeSystemd) StopUnit(unit, mode string) (dbus.ObjectPath, *dbus.Error) {
 	f.note("stop", unit, mode)
+	f.mu.Lock()
+	waits := f.behind && mode != "ignore-dependencies"
+	f.mu.Unlock()
+	if waits {
+		return systemdPath + "/job/98", nil
+	}
 	return f.job(unit)
 }
 
@@ -139,8 +148,23 @@ func TestSystemd(t *testing.T) {
 		cmp.Comparer(func(a, b dbus.Variant) bool { return a.Value() == b.Value() && a.Signature() == b.Signature() })); d != "" {
 		t.Error(d)
 	}
-	if !strings.Contains(strings.Join(f.calls, ","), "start vm@a.service fail") || !strings.Contains(strings.Join(f.calls, ","), "stop vm@a.service replace") {
+	if !strings.Contains(strings.Join(f.calls, ","), "start vm@a.service fail") || !strings.Contains(strings.Join(f.calls, ","), "stop vm@a.service ignore-dependencies") {
 		t.Errorf("the calls were %q", f.calls)
+	}
+}
+
+// At shutdown a VM's unit is to be stopped after auberge-guests.service. That
+// one is being stopped already, and waits for the VM.
+func TestSystemdStopsBeforeItsTurn(t *testing.T) {
+	bus := dbustest.Lax(t)
+	f := newFakeSystemd(t, bus)
+	f.behind = true
+	s := &Systemd{Bus: bus.Address}
+	defer s.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := s.StopUnit(ctx, "vm@a.service"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -3,6 +3,7 @@ package helper_test
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/auberge-vm/auberge/helper"
 	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/vsock"
 )
 
 // Files are opened with the rights of the user that is named, and with no
@@ -153,6 +155,27 @@ func TestAudit(t *testing.T) {
 			if !strings.Contains(lines[i], w) {
 				t.Errorf("line %d lacks %s: %s", i, w, lines[i])
 			}
+		}
+	}
+}
+
+// Nor does a log that is restricted to what matters more leave one out.
+func TestAuditWhateverTheLevel(t *testing.T) {
+	var out log
+	r := serve(t, func(s *helper.Server) {
+		s.Log = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelError}))
+		s.ReserveCID = func(uint32) (*os.File, error) { return os.Open(os.DevNull) }
+	})
+	f, err := r.ReserveCID(asked(t), vsock.Addr{VM: "abc", CID: vsock.CIDFirst + 5})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	r.Open(asked(t), policy.Caller{UID: 0}, "/etc/shadow", policy.ReadOnly)
+	r.stop()
+	for _, want := range []string{"msg=done audit=true verb=reserve-cid vm=abc cid=", `msg="not done" audit=true verb=open uid=0`} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no line has %q:\n%s", want, out.String())
 		}
 	}
 }

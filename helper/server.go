@@ -140,7 +140,7 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 	defer stop()
 	cred, err := seqpacket.Peer(c)
 	if err != nil || (cred.Uid != s.PeerUID && cred.Uid != 0) {
-		s.Log.Warn("refused a connection", "audit", true, "peer", cred, "err", err)
+		s.audit(ctx, slog.LevelWarn, "refused a connection", "peer", cred, "err", err)
 		return
 	}
 	c.SetDeadline(time.Now().Add(cmp.Or(s.grace, packetTimeout)))
@@ -157,7 +157,7 @@ func (s *Server) serve(ctx context.Context, c *net.UnixConn) {
 		f, err = s.do(ctx, c, p.Data)
 	} else {
 		err = fmt.Errorf("%w: %w", ErrRefused, err)
-		s.Log.Warn("refused a request", "audit", true, "pid", cred.Pid, "err", err)
+		s.audit(ctx, slog.LevelWarn, "refused a request", "pid", cred.Pid, "err", err)
 	}
 	if ctx.Err() != nil { // what failed for that reason is nobody's fault
 		if f != nil {
@@ -191,15 +191,15 @@ func (s *Server) answer(c *net.UnixConn, f *os.File, err error) error {
 func (s *Server) do(ctx context.Context, c *net.UnixConn, packet []byte) (f *os.File, err error) {
 	name, v, t, err := parseRequest(packet)
 	if err != nil {
-		s.Log.Warn("refused a request", "audit", true, "verb", name, "err", err)
+		s.audit(ctx, slog.LevelWarn, "refused a request", "verb", name, "err", err)
 		return nil, err
 	}
-	log := s.Log.With("audit", true, "verb", name).With(t.audit()...)
 	defer func() {
+		asked := append([]any{"verb", name}, t.audit()...)
 		if err != nil {
-			log.Warn("not done", "err", err)
+			s.audit(ctx, slog.LevelWarn, "not done", append(asked, "err", err)...)
 		} else {
-			log.Info("done")
+			s.audit(ctx, slog.LevelInfo, "done", asked...)
 		}
 	}()
 	if err := t.check(s); err != nil {
@@ -225,6 +225,16 @@ func (s *Server) do(ctx context.Context, c *net.UnixConn, packet []byte) (f *os.
 	}
 	defer leave()
 	return t.run(ctx, s)
+}
+
+// audit writes one line, whatever level of importance the log is restricted to.
+func (s *Server) audit(ctx context.Context, level slog.Level, what string, args ...any) {
+	r := slog.NewRecord(time.Now(), level, what, 0)
+	r.Add("audit", true)
+	r.Add(args...)
+	if err := s.Log.Handler().Handle(ctx, r); err != nil {
+		s.Log.Error("can't write a line of the audit", "err", err)
+	}
 }
 
 // enter waits for a place among those who share a bound.
