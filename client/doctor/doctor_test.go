@@ -114,6 +114,27 @@ func TestHealthy(t *testing.T) {
 	}
 }
 
+// Before the first VM nobody may have needed nf_tables: that the kernel has it,
+// or can load it, is enough.
+func TestNotLoadedYet(t *testing.T) {
+	for list, line := range map[string]string{
+		"modules.dep":     "kernel/net/netfilter/nf_tables.ko.xz: kernel/net/netfilter/nfnetlink.ko.xz\n",
+		"modules.builtin": "kernel/net/netfilter/nf_tables.ko\n",
+	} {
+		p := healthy(t)
+		p.files["/proc/modules"] = "vhost 2 0 - Live\n"
+		p.files["/proc/sys/kernel/osrelease"] = "6.12.0\n"
+		p.files["/lib/modules/6.12.0/"+list] = "kernel/net/netfilter/nf_tables_x.ko: kernel/net/netfilter/nf_tables.ko\n"
+		if f := p.examine()["network"]; f.Outcome != Fail {
+			t.Errorf("%s without it: %+v", list, f)
+		}
+		p.files["/lib/modules/6.12.0/"+list] += line
+		if f := p.examine()["network"]; f.Outcome != OK {
+			t.Errorf("%s: %+v", list, f)
+		}
+	}
+}
+
 // Each ill is found, by its own check alone, and the remedy says what to do.
 func TestIlls(t *testing.T) {
 	gone := func(files ...string) func(*patient) {

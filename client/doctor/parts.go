@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -86,7 +87,7 @@ func checkNetwork(_ context.Context, h *Host, known info) Finding {
 	if !h.has("/dev/net/tun") {
 		missing = append(missing, "/dev/net/tun (modprobe tun)")
 	}
-	if _, loaded := h.listed("/proc/modules", "nf_tables", " "); !loaded && !h.has("/sys/module/nf_tables") {
+	if !h.hasModule("nf_tables") {
 		missing = append(missing, "nf_tables (modprobe nf_tables)")
 	}
 	if len(missing) > 0 {
@@ -97,6 +98,24 @@ func checkNetwork(_ context.Context, h *Host, known info) Finding {
 			"net.ipv4.ip_forward = 1 in /etc/sysctl.d/ if you keep it yourself")
 	}
 	return ok("the host forwards packets and has nf_tables")
+}
+
+// hasModule says whether the kernel has a module, or loads it when somebody
+// needs it, which before the first VM nobody may have.
+func (h *Host) hasModule(name string) bool {
+	if _, loaded := h.listed("/proc/modules", name, " "); loaded || h.has("/sys/module/"+name) {
+		return true
+	}
+	dir := "/lib/modules/" + strings.TrimSpace(h.read("/proc/sys/kernel/osrelease"))
+	for _, list := range []string{"modules.builtin", "modules.dep"} {
+		for line := range strings.Lines(h.read(filepath.Join(dir, list))) {
+			file, _, _ := strings.Cut(strings.TrimSpace(line), ":")
+			if base, _, _ := strings.Cut(filepath.Base(file), "."); base == name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // rangeOfIDs is what a container with ids of its own takes.

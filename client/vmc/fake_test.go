@@ -34,6 +34,7 @@ type fake struct {
 	syncTimes func() *pb.SyncVmTimesResponse
 	listVms   func() *pb.ListVmsResponse
 	state     dbus.State
+	usages    []map[string]any
 	images    atomic.Pointer[[]map[string]any]
 	// progress is what the operation that resizes a disk will say.
 	progress chan *pb.DiskImageStatusResponse
