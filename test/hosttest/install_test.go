@@ -58,7 +58,7 @@ func purge(t *testing.T, h *host) {
 	if run := root.run(t, "ls -d /run/auberge* 2>/dev/null || true"); run != "" {
 		t.Errorf("purge left %s", run)
 	}
-	if left := root.run(t, "systemctl list-units --all --plain --no-legend '*auberge*' '*concierge*'"); left != "" {
+	if left := root.run(t, "systemctl list-units --all --type=service,socket,slice --plain --no-legend '*auberge*' '*concierge*'"); left != "" {
 		t.Errorf("units are left: %s", left)
 	}
 	root.run(t, "getent passwd auberge")

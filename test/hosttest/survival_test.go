@@ -2,6 +2,7 @@ package hosttest
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -81,10 +82,11 @@ func powerOff(t *testing.T, h *host) {
 	}
 }
 
-// position is the first line with all of some words, or -1.
+// position is the last line with all of some words, or -1: services stop at
+// each restart too.
 func position(lines []string, words ...string) int {
 next:
-	for i, line := range lines {
+	for i, line := range slices.Backward(lines) {
 		for _, word := range words {
 			if !strings.Contains(line, word) {
 				continue next
