@@ -132,6 +132,14 @@ func (s *Service) setAsleep(v *vm, asleep bool) {
 	if err := s.writeRecord(v, recordRunning); err != nil {
 		v.log.Warn("a restarted service will not know why the VM is suspended", "err", err)
 	}
+	// It may have ended meanwhile, and its record must not come back.
+	if v.ended() {
+		select {
+		case <-v.gone:
+			s.removeRecord(v)
+		case <-s.quit.Done(): // who has not been told of the end, the next service tells
+		}
+	}
 }
 
 // PrepareForShutdown with about set stops all VMs in order, side by side, and

@@ -3,6 +3,7 @@ package concierge
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -101,6 +102,45 @@ func TestHostSleepsAndTheServiceRestarts(t *testing.T) {
 	b.suspend(s, "run")
 	s.PrepareForSleep(t.Context(), false)
 	b.statuses(s, "run suspended, own suspended")
+}
+
+// A service that is killed when it has noted that a VM sleeps with its host,
+// and before the VM stands still, does not make a VM that its user suspends
+// later one that goes on by itself.
+func TestHostSleepsAndTheServiceIsKilled(t *testing.T) {
+	b := newBed(t)
+	s := b.serve()
+	b.mustStart(s, "x")
+	v, err := s.find(alice, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.setAsleep(v, true)
+	s.Close()
+	s = b.serve()
+	s.PrepareForSleep(t.Context(), false) // it does not sleep after all
+	b.statuses(s, "x running")
+	b.suspend(s, "x")
+	s.PrepareForSleep(t.Context(), false)
+	b.statuses(s, "x suspended")
+}
+
+// What is noted of a VM that has ended meanwhile leaves no record: the next
+// service would tell of its end again.
+func TestHostSleepsAndAVMEnds(t *testing.T) {
+	b := newBed(t)
+	s := b.serve()
+	b.mustStart(s, "x")
+	v, err := s.find(alice, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.stop(s, "x")
+	s.setAsleep(v, true)
+	b.gone()
+	if records, err := os.ReadDir(s.recordsDir()); err != nil || len(records) > 0 {
+		t.Errorf("records: %v, %v", records, err)
+	}
 }
 
 // A host does not wait for a guest that cannot prepare itself; the VM stands

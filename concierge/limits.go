@@ -45,7 +45,8 @@ type QuotaRule struct {
 }
 
 // For returns the limits of a user. Rules for groups come before rules for
-// users, and later ones win.
+// users, and later ones win. Names are those of the machine's own files: what
+// asks other sources is C, of which the daemons have none.
 func (q *Quota) For(uid uint32) Limits {
 	if q == nil {
 		return NoLimits()
@@ -77,20 +78,23 @@ func (q *Quota) For(uid uint32) Limits {
 	return l
 }
 
-// Check warns of rules that are for nobody whom this machine knows.
+// Check warns of rules with names that this machine's files do not have.
 func (q *Quota) Check(log *slog.Logger) {
 	for _, r := range q.Rules {
 		if name, ok := strings.CutPrefix(r.Who, "@"); ok {
 			if _, err := user.LookupGroup(name); err != nil {
 				if _, err := user.LookupGroupId(name); err != nil {
-					log.Warn("a quota is for a group that does not exist", "group", name)
+					log.Warn("a quota is for a group that /etc/group does not have, and holds for nobody: write a line with the uid for each user of a directory", "group", name)
 				}
 			}
 			continue
 		}
 		if _, err := user.Lookup(r.Who); err != nil {
 			if _, err := user.LookupId(r.Who); err != nil {
-				log.Warn("a quota is for a user who does not exist", "user", r.Who)
+				if _, err := strconv.ParseUint(r.Who, 10, 32); err == nil {
+					continue // of a directory, perhaps
+				}
+				log.Warn("a quota is for a user whom /etc/passwd does not have, and holds for nobody: write the uid of a user of a directory", "user", r.Who)
 			}
 		}
 	}

@@ -126,6 +126,7 @@ func (s *Service) suspend(ctx context.Context, v *vm, m *vmm.Machine) error {
 	if err != nil {
 		return err
 	}
+	s.setAsleep(v, false) // a service that was killed may have noted it
 	if err := s.pause(ctx, v, m); err != nil {
 		return err
 	}

@@ -359,9 +359,7 @@ func (s *Service) remove(v *vm) {
 			Cid: int64(v.cid), Reason: v.stopReason()})
 	}
 	crash.At(crash.StoppedAnnounced)
-	if err := os.Remove(s.recordPath(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		v.log.Error("remove the VM's record", "err", err)
-	}
+	s.removeRecord(v)
 	crash.At(crash.RecordRemoved)
 	s.mu.Lock()
 	delete(s.vms, v.key)
@@ -369,6 +367,12 @@ func (s *Service) remove(v *vm) {
 	s.journal.note(v.key.uid, vmChanged, v.describe())
 	s.mu.Unlock()
 	close(v.gone)
+}
+
+func (s *Service) removeRecord(v *vm) {
+	if err := os.Remove(s.recordPath(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		v.log.Error("remove the VM's record", "err", err)
+	}
 }
 
 func (s *Service) emitStopping(v *vm) {

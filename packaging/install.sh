@@ -29,7 +29,7 @@ imagedir=${IMAGEDIR:-/usr/share/auberge/image}
 # not find there goes into /etc, and polkit's actions have one place only.
 case $prefix in
 /usr) policydir=/usr/share ;;
-*) policydir=$sysconfdir ;;
+*) policydir=/etc ;;
 esac
 buspolicydir=${BUSPOLICYDIR:-$policydir/dbus-1/system.d}
 polkitrulesdir=${POLKITRULESDIR:-$policydir/polkit-1/rules.d}

@@ -137,6 +137,20 @@ func TestPlaceholders(t *testing.T) {
 	}
 }
 
+// Instances of a template share a dynamic user unless its name says which one
+// it is: a VM that was broken into would be the user of all others.
+func TestEachVMHasAUser(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(unitDir, "auberge-vm@.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{`DynamicUser=yes`, `User=\S*%i`, `RuntimeDirectory=\S+/%i`} {
+		if !regexp.MustCompile(`(?m)^` + line + `$`).Match(b) {
+			t.Errorf("no line is like %s", line)
+		}
+	}
+}
+
 // What breaks out of a VM finds no socket of the host's services, and what is
 // run for the unit's end, which has the same /run, finds what it removes there.
 func TestVMSeesNoServices(t *testing.T) {

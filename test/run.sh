@@ -30,29 +30,35 @@ build_image() {
 	packaging/image/build.sh --maitred bin/guest/maitred --vshd bin/guest/vshd >"$out/image"
 }
 
-# The module's packages but those that need the image or the packages.
+build_testhost() { packaging/testhost/build.sh >"$out/testhost"; }
+
+# The module's packages but those that need the image, the packages or a host.
 unit() {
-	go list ./... | grep -v -e /test/e2e -e /test/packages -e /packaging/image | xargs go test -race -count=1 -timeout=11m
+	go list ./... | grep -v -e /test/e2e -e /test/packages -e /test/hosttest -e /packaging/image |
+		xargs go test -race -count=1 -timeout=5m
 }
 
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 export out
-export -f formatted build_image unit
+export -f formatted build_image build_testhost unit
 
-suite build 300 make --no-print-directory build
-suite format 60 bash -c formatted
-suite vet 240 go vet ./...
-suite unit 720 bash -c unit
-suite image 420 bash -c build_image
+# The budgets add up to an hour.
+suite build 180 make --no-print-directory build
+suite format 30 bash -c formatted
+suite vet 120 go vet ./...
+suite unit 330 bash -c unit
+suite image 210 bash -c build_image
 AUBERGE_IMAGE_DIR=$(tail -n 1 "$out/image" 2>/dev/null)
 AUBERGE_BIN=$PWD/bin
 export AUBERGE_IMAGE_DIR AUBERGE_BIN
-suite image-check 240 go test -count=1 ./packaging/image/...
-suite examples 120 make --no-print-directory examples
-suite e2e 1620 go test -count=1 -timeout=26m ./test/e2e
-suite packages 300 make --no-print-directory packages
-suite packages-check 600 go test -count=1 -timeout=10m ./test/packages
+suite image-check 90 go test -count=1 ./packaging/image/...
+suite examples 60 make --no-print-directory examples
+suite e2e 1200 go test -count=1 -timeout=19m ./test/e2e
+suite packages 120 make --no-print-directory packages
+suite packages-check 270 go test -count=1 -timeout=4m ./test/packages
+suite testhost 150 bash -c build_testhost
+suite hosttest 840 go test -count=1 -timeout=13m ./test/hosttest
 
 printf '\n'
 if [ ${#failed[@]} -gt 0 ]; then

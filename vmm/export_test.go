@@ -8,6 +8,8 @@ var (
 	Call          = call
 	WriteExit     = writeExit
 	EncodeACL     = encodeACL
+	ControlGroup  = controlGroup
+	OOMKills      = oomKills
 )
 
 type (

@@ -515,7 +515,7 @@ func (s *Supervisor) attachMonitor(ctx context.Context) {
 // with it.
 func (s *Supervisor) hypervisorEnded(err error, stderr *Ring) {
 	s.mu.Lock()
-	stopping, monitor := s.stopping, s.monitor
+	stopping, monitor, unit := s.stopping, s.monitor, s.record != nil
 	s.hyperEnded = true
 	s.mu.Unlock()
 	guest := err == nil
@@ -534,6 +534,9 @@ func (s *Supervisor) hypervisorEnded(err error, stderr *Ring) {
 		e.Reason, e.Message = ExitGuest, "the guest powered off"
 	default:
 		e.Message = "the hypervisor ended: " + describe(err)
+		if unit && ranOutOfMemory() {
+			e.Message += " (it needed more memory than the VM's unit may have, and the kernel killed it)"
+		}
 		if t := LastLines(stderr.Tail(), 5); t != "" {
 			e.Message += ": " + t
 		}

@@ -51,8 +51,12 @@ func checkGone(t *testing.T, u *fakeUnits, m *vmm.Machine) {
 			t.Fatal("the unit does not end")
 		}
 	}
-	if alive(m.PID()) {
-		t.Error("the hypervisor runs on")
+	// The stand-in for a control group does not wait for its members.
+	deadline := time.Now().Add(patience)
+	for tick := time.Tick(time.Millisecond); alive(m.PID()); <-tick {
+		if time.Now().After(deadline) {
+			t.Fatal("the hypervisor runs on")
+		}
 	}
 }
 
@@ -158,9 +162,7 @@ func TestUnitLost(t *testing.T) {
 	m := launchUnit(t, l, "")
 	m.Release()
 	pid := u.find(unitOf(m)).cmd.Process.Pid
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	standStill(t, pid)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if _, err := l.Attach(ctx, m.Dir); err == nil || errors.Is(err, vmm.ErrGone) {
@@ -177,6 +179,34 @@ func TestUnitLost(t *testing.T) {
 	}
 	if err := l.End(t.Context(), m.Dir, vmm.Processes{}); err != nil {
 		t.Errorf("once more: %v", err)
+	}
+}
+
+// standStill stops a process and waits until each of its threads stands.
+func standStill(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(patience)
+	for tick := time.Tick(time.Millisecond); ; <-tick {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stand := len(threads) > 0
+		for _, thread := range threads {
+			b, err := os.ReadFile(thread)
+			if err == nil && !bytes.Contains(b[bytes.LastIndexByte(b, ')')+1:], []byte(" T ")) {
+				stand = false
+			}
+		}
+		if stand {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the supervisor does not stand still")
+		}
 	}
 }
 

@@ -114,6 +114,40 @@ func TestHealthy(t *testing.T) {
 	}
 }
 
+// Before the first VM nobody may have had the host forward packets, which the
+// helper does when it is needed.
+func TestNotForwardingYet(t *testing.T) {
+	for _, conf := range []string{"", "#ip-forward = keep\n", "[auberge-helper]\nip-forward = keep\nip-forward=set\n"} {
+		p := healthy(t)
+		p.files["/proc/sys/net/ipv4/ip_forward"] = "0\n"
+		p.files["/etc/auberge/auberge.conf"] = conf
+		if f := p.examine()["network"]; f.Outcome != OK || !strings.Contains(f.Detail, "turns that on") {
+			t.Errorf("%q: %+v", conf, f)
+		}
+	}
+}
+
+// Before the first VM nobody may have needed nf_tables: that the kernel has it,
+// or can load it, is enough.
+func TestNotLoadedYet(t *testing.T) {
+	for list, line := range map[string]string{
+		"modules.dep":     "kernel/net/netfilter/nf_tables.ko.xz: kernel/net/netfilter/nfnetlink.ko.xz\n",
+		"modules.builtin": "kernel/net/netfilter/nf_tables.ko\n",
+	} {
+		p := healthy(t)
+		p.files["/proc/modules"] = "vhost 2 0 - Live\n"
+		p.files["/proc/sys/kernel/osrelease"] = "6.12.0\n"
+		p.files["/lib/modules/6.12.0/"+list] = "kernel/net/netfilter/nf_tables_x.ko: kernel/net/netfilter/nf_tables.ko\n"
+		if f := p.examine()["network"]; f.Outcome != Fail {
+			t.Errorf("%s without it: %+v", list, f)
+		}
+		p.files["/lib/modules/6.12.0/"+list] += line
+		if f := p.examine()["network"]; f.Outcome != OK {
+			t.Errorf("%s: %+v", list, f)
+		}
+	}
+}
+
 // Each ill is found, by its own check alone, and the remedy says what to do.
 func TestIlls(t *testing.T) {
 	gone := func(files ...string) func(*patient) {
@@ -164,9 +198,12 @@ func TestIlls(t *testing.T) {
 		"no cgroups":                     {gone("/sys/fs/cgroup/cgroup.controllers"), "units", Warn, "version 2", "unified_cgroup_hierarchy"},
 		"no tun":                         {gone("/dev/net/tun"), "network", Fail, "modprobe tun", "modules"},
 		"no nf_tables":                   {says("/proc/modules", "x 1\n"), "network", Fail, "modprobe nf_tables", "modules"},
-		"no forwarding":                  {says("/proc/sys/net/ipv4/ip_forward", "0\n"), "network", Warn, "does not forward", "ip_forward"},
-		"no subordinate ids":             {gone("/etc/subuid"), "subordinate ids", Warn, "/etc/subuid", "usermod --add-subuids"},
-		"few subordinate ids":            {says("/etc/subgid", "alice:1:10\nbob:100000:65536\n"), "subordinate ids", Warn, "/etc/subgid", "usermod"},
+		"no forwarding": {func(p *patient) {
+			says("/proc/sys/net/ipv4/ip_forward", "0\n")(p)
+			says("/etc/auberge/auberge.conf", "[auberge-helper]\nip-forward = set\n#\nip-forward = keep\n")(p)
+		}, "network", Fail, "does not forward", "ip_forward"},
+		"no subordinate ids":  {gone("/etc/subuid"), "subordinate ids", Warn, "/etc/subuid", "usermod --add-subuids"},
+		"few subordinate ids": {says("/etc/subgid", "alice:1:10\nbob:100000:65536\n"), "subordinate ids", Warn, "/etc/subgid", "usermod"},
 	} {
 		p := healthy(t)
 		test.ill(p)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -86,17 +87,51 @@ func checkNetwork(_ context.Context, h *Host, known info) Finding {
 	if !h.has("/dev/net/tun") {
 		missing = append(missing, "/dev/net/tun (modprobe tun)")
 	}
-	if _, loaded := h.listed("/proc/modules", "nf_tables", " "); !loaded && !h.has("/sys/module/nf_tables") {
+	if !h.hasModule("nf_tables") {
 		missing = append(missing, "nf_tables (modprobe nf_tables)")
 	}
 	if len(missing) > 0 {
 		return fail("for tap networks there is no "+strings.Join(missing, ", no "), "load the modules, and list them in /etc/modules-load.d/auberge.conf")
 	}
-	if strings.TrimSpace(h.read("/proc/sys/net/ipv4/ip_forward")) != "1" {
-		return warn("the host does not forward packets; auberge-helper turns that on with the first tap network unless ip-forward = keep",
-			"net.ipv4.ip_forward = 1 in /etc/sysctl.d/ if you keep it yourself")
+	switch {
+	case strings.TrimSpace(h.read("/proc/sys/net/ipv4/ip_forward")) == "1":
+		return ok("the host forwards packets and has nf_tables")
+	case h.keepsForwarding(known):
+		return fail("the host does not forward packets, and auberge-helper leaves that so (ip-forward = keep): there are no tap networks",
+			"net.ipv4.ip_forward = 1 in /etc/sysctl.d/, then sysctl --system; or ip-forward = set in /etc/auberge/auberge.conf")
 	}
-	return ok("the host forwards packets and has nf_tables")
+	return ok("the host has nf_tables, and forwards packets from the first tap network on: auberge-helper turns that on")
+}
+
+// keepsForwarding says whether the administrator has told the helper to leave
+// the host's forwarding alone. The last line of a setting is the one that
+// counts.
+func (h *Host) keepsForwarding(known info) (keeps bool) {
+	for line := range strings.Lines(h.read(cmp.Or(known.word("config"), "/etc/auberge/auberge.conf"))) {
+		name, value, _ := strings.Cut(line, "=")
+		if strings.TrimSpace(name) == "ip-forward" {
+			keeps = strings.TrimSpace(value) == "keep"
+		}
+	}
+	return keeps
+}
+
+// hasModule says whether the kernel has a module, or loads it when somebody
+// needs it, which before the first VM nobody may have.
+func (h *Host) hasModule(name string) bool {
+	if _, loaded := h.listed("/proc/modules", name, " "); loaded || h.has("/sys/module/"+name) {
+		return true
+	}
+	dir := "/lib/modules/" + strings.TrimSpace(h.read("/proc/sys/kernel/osrelease"))
+	for _, list := range []string{"modules.builtin", "modules.dep"} {
+		for line := range strings.Lines(h.read(filepath.Join(dir, list))) {
+			file, _, _ := strings.Cut(strings.TrimSpace(line), ":")
+			if base, _, _ := strings.Cut(filepath.Base(file), "."); base == name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // rangeOfIDs is what a container with ids of its own takes.

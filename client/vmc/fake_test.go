@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,10 +34,13 @@ type fake struct {
 	syncTimes func() *pb.SyncVmTimesResponse
 	listVms   func() *pb.ListVmsResponse
 	state     dbus.State
-	images    []map[string]any
+	usages    []map[string]any
+	images    atomic.Pointer[[]map[string]any]
 	// progress is what the operation that resizes a disk will say.
 	progress chan *pb.DiskImageStatusResponse
 }
+
+func (f *fake) setImages(images ...map[string]any) { f.images.Store(&images) }
 
 func (f *fake) ResizeDiskImage(_ context.Context, _ policy.Subject, req *pb.ResizeDiskImageRequest) (*pb.ResizeDiskImageResponse, error) {
 	return &pb.ResizeDiskImageResponse{Status: pb.DiskImageStatus_DISK_STATUS_IN_PROGRESS, CommandUuid: req.VmName}, nil

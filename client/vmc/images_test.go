@@ -12,11 +12,11 @@ import (
 )
 
 func (f *fake) ListImages(context.Context, policy.Subject) ([]map[string]any, error) {
-	return f.images, nil
+	return *f.images.Load(), nil
 }
 
 func (f *fake) UpdateImage(context.Context, policy.Subject) (map[string]any, error) {
-	return f.images[0], nil
+	return (*f.images.Load())[0], nil
 }
 
 func (f *fake) RollbackImage(context.Context, policy.Subject) (map[string]any, error) {
@@ -39,10 +39,9 @@ func TestImageCommands(t *testing.T) {
 		return map[string]any{"key": key, "kernel": "6.12", "suite": "trixie", "created": created, "size": uint64(104 << 20),
 			"current": current, "packaged": packaged, "previous": previous, "stored": true, "vms": vms, "changed": packaged}
 	}
-	f := &fake{images: []map[string]any{
-		image("aa11", true, true, false, "7/web", "7/\x1b[2Jdb"), image("bb22", false, false, true),
-		{"key": "cc33", "vms": []string{"7/old"}},
-	}}
+	f := &fake{}
+	f.setImages(image("aa11", true, true, false, "7/web", "7/\x1b[2Jdb"), image("bb22", false, false, true),
+		map[string]any{"key": "cc33", "vms": []string{"7/old"}})
 	f.serve(t, bus, dbus.Options{})
 	out, errs, code := vmc(t, "", "image", "list", "--bus", bus.Address)
 	want := strings.Join([]string{
@@ -59,7 +58,9 @@ func TestImageCommands(t *testing.T) {
 	if out, _, code := vmc(t, "", "image", "update", "--bus", bus.Address); code != 0 || out != "Image aa11 (kernel 6.12) is in use for VMs that start from now on.\n" {
 		t.Errorf("%d, %s", code, out)
 	}
-	f.images[0]["changed"] = false
+	kept := image("aa11", true, true, false, "7/web", "7/\x1b[2Jdb")
+	kept["changed"] = false
+	f.setImages(kept)
 	if out, _, code := vmc(t, "", "image", "update", "--bus", bus.Address); code != 0 || out != "Image aa11 (kernel 6.12) is in use already.\n" {
 		t.Errorf("%d, %s", code, out)
 	}
@@ -69,7 +70,7 @@ func TestImageCommands(t *testing.T) {
 	if _, errs, code := vmc(t, "", "image", "rollback", "--bus", bus.Address); code != ExitNotFound || !strings.Contains(errs, "no earlier image") {
 		t.Errorf("%d, %s", code, errs)
 	}
-	f.images = nil
+	f.setImages()
 	if out, _, code := vmc(t, "", "image", "list", "--bus", bus.Address); code != 0 || !strings.Contains(out, "install the package") {
 		t.Errorf("%d, %s", code, out)
 	}

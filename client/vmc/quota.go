@@ -2,8 +2,11 @@ package vmc
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os/exec"
 	"os/user"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -83,7 +86,7 @@ func (a *app) diskUsageCommand() *cobra.Command {
 			for _, u := range users {
 				name := field(u, "user")
 				if name == "-" {
-					name = "(no such user)"
+					name = userName(ctx, field(u, "uid"))
 				}
 				t.row(field(u, "uid"), name, field(u, "images"), bytesField(u, "virtual"), bytesField(u, "allocated"),
 					limitField(u, "max_disk", true), bytesField(u, "logs"))
@@ -113,7 +116,7 @@ func (a *app) listEverybody(ctx context.Context, s *session) error {
 		memory, _ := v["memory"].Value().(uint64)
 		uid := field(v, "uid")
 		if _, ok := names[uid]; !ok {
-			names[uid] = userName(uid)
+			names[uid] = userName(ctx, uid)
 		}
 		t.row(uid, names[uid], field(v, "name"), field(v, "owner_id"), field(v, "status"), field(v, "address"), field(v, "cpus"),
 			bytesWord(memory), field(v, "pid"), field(v, "cid"), moment(v, "started"))
@@ -140,11 +143,23 @@ func limitField(d dict, key string, bytes bool) string {
 	return fmt.Sprint(n)
 }
 
-// userName is the name that belongs to a uid.
-func userName(uid string) string {
-	u, err := user.LookupId(uid)
-	if err != nil {
+// userName is the name that belongs to a uid. getent knows the accounts that
+// are not in this machine's own files, which a program without C cannot ask
+// for: who lists users to find what removed ones have left must not take those
+// for removed.
+func userName(ctx context.Context, uid string) string {
+	if u, err := user.LookupId(uid); err == nil {
+		return u.Username
+	}
+	const notFound = 2 // getent(1)
+	out, err := exec.CommandContext(ctx, "getent", "passwd", uid).Output()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		name, _, _ := strings.Cut(string(out), ":")
+		return printable(name)
+	case errors.As(err, &exit) && exit.ExitCode() == notFound:
 		return "(no such user)"
 	}
-	return u.Username
+	return "(unknown)"
 }

@@ -156,6 +156,10 @@ func TestScrape(t *testing.T) {
 	if resp.StatusCode != http.StatusOK {
 		t.Fatalf("%s\n%s", resp.Status, text)
 	}
+	// The start is answered before it is counted.
+	for until := time.Now().Add(time.Minute); !strings.Contains(text, `auberge_operations_total{kind="start-vm"`) && time.Now().Before(until); {
+		_, text = scrape(t, path, "/metrics")
+	}
 	for _, want := range []string{
 		`auberge_dbus_calls_total{interface="org.chromium.VmConcierge",method="GetVmInfo",outcome="ok"} 1`,
 		`auberge_dbus_calls_total{interface="org.chromium.VmConcierge",method="GetVmInfo",outcome="failed"} 1`,

@@ -57,7 +57,7 @@ func collect(l net.Listener, sink guestlink.LogSink, log *slog.Logger, idle time
 	pb.RegisterLogCollectorServer(c.server, logCollector{sink: sink})
 	go func() {
 		defer close(c.served)
-		if err := c.server.Serve(netutil.LimitListener(paced(l, logRate, logBurst), maxLogConnections)); err != nil && !errors.Is(err, grpc.ErrServerStopped) && !errors.Is(err, net.ErrClosed) {
+		if err := c.server.Serve(netutil.LimitListener(l, maxLogConnections)); err != nil && !errors.Is(err, grpc.ErrServerStopped) && !errors.Is(err, net.ErrClosed) {
 			log.Error("the guest's logs are not heard any more", "err", err)
 		}
 	}()

@@ -79,7 +79,7 @@ func New(l net.Listener, dial func(context.Context) (net.Conn, error), log *slog
 	pb.RegisterStartupListenerServer(k.server, startupListener{link: k})
 	go func() {
 		defer close(k.served)
-		if err := k.server.Serve(netutil.LimitListener(paced(l, callRate, callBurst), maxConnections)); err != nil && !errors.Is(err, grpc.ErrServerStopped) && !errors.Is(err, net.ErrClosed) {
+		if err := k.server.Serve(netutil.LimitListener(l, maxConnections)); err != nil && !errors.Is(err, grpc.ErrServerStopped) && !errors.Is(err, net.ErrClosed) {
 			k.log.Error("the guest's startup calls are not heard any more", "err", err)
 		}
 	}()

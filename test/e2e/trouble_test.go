@@ -32,6 +32,19 @@ func (b *bed) supervisorOf(hypervisor int32) int {
 	return 0
 }
 
+// stopped says whether every thread of a process stands still.
+func stopped(pid int) bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, stat := range threads {
+		text, rerr := os.ReadFile(stat)
+		_, rest, _ := strings.Cut(string(text), ") ")
+		if rerr != nil || !strings.HasPrefix(rest, "T") {
+			return false
+		}
+	}
+	return err == nil && len(threads) > 0
+}
+
 // One supervisor that does not answer costs the other VMs nothing, and its own
 // VM nothing that it has.
 func TestSupervisorThatDoesNotAnswer(t *testing.T) {
@@ -50,6 +63,8 @@ func TestSupervisorThatDoesNotAnswer(t *testing.T) {
 		if err := syscall.Kill(supervisor, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
+		// Its threads stop one by one, and on a busy machine not at once.
+		b.await("the supervisor stands still", func() bool { return stopped(supervisor) })
 		b.startConcierge()
 		if i := alice.info("stuck"); i.GetStatus() != pb.VmStatus_VM_STATUS_FAILURE || i.GetPid() != stuck.Pid || i.GetCid() != stuck.Cid {
 			t.Errorf("the VM that does not answer: %v", i)

@@ -42,6 +42,7 @@ func confined(t *testing.T, h *host) {
 // purge removes the packages and compares the disk with what it was.
 func purge(t *testing.T, h *host) {
 	root := h.root()
+	root.run(t, "vmc create kept-disk --size 64M")
 	said := root.run(t, "dpkg --purge auberge auberge-image vhost-device-vsock </dev/null 2>&1")
 	for _, want := range []string{"/var/lib/auberge/disks", "the user auberge"} {
 		if !strings.Contains(said, want) {
@@ -57,7 +58,7 @@ func purge(t *testing.T, h *host) {
 	if run := root.run(t, "ls -d /run/auberge* 2>/dev/null || true"); run != "" {
 		t.Errorf("purge left %s", run)
 	}
-	if left := root.run(t, "systemctl list-units --all --plain --no-legend '*auberge*' '*concierge*'"); left != "" {
+	if left := root.run(t, "systemctl list-units --all --type=service,socket,slice --plain --no-legend '*auberge*' '*concierge*'"); left != "" {
 		t.Errorf("units are left: %s", left)
 	}
 	root.run(t, "getent passwd auberge")

@@ -75,13 +75,21 @@ func membersMay(t *testing.T, h *host) {
 		t.Fatal(err)
 	}
 	noSession.fails(t, denied, use)
+	elsewhere, err := h.Login(ctx, "bob", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkSession(t, h, "bob", "yes")
+	h.bob.fails(t, denied, use)
+
+	// As everywhere, the next login has the new groups.
+	h.root().run(t, "usermod --append --groups auberge bob")
+	if err := elsewhere.Logout(ctx); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := h.Login(ctx, "bob", ""); err != nil {
 		t.Fatal(err)
 	}
-	checkSession(t, h, "bob", " yes")
-	h.bob.fails(t, denied, use)
-
-	h.root().run(t, "usermod --append --groups auberge bob")
 	h.bob.run(t, use)
 	noSession.run(t, use)
 	h.bob.fails(t, denied, "vmc list --owner 1000")

@@ -174,12 +174,28 @@ func TestPrefix(t *testing.T) {
 		}
 	}
 	dir := t.TempDir()
-	run(t, "make", "-C", source, "install", "DESTDIR="+dir, "PREFIX=/opt/auberge")
+	run(t, "make", "-C", source, "install", "DESTDIR="+dir, "PREFIX=/opt/auberge", "SYSCONFDIR=/opt/etc")
 	unit, err := os.ReadFile(filepath.Join(dir, "opt/auberge/lib/systemd/system/vm-concierge.service"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !strings.Contains(string(unit), "ExecStart=/opt/auberge/libexec/auberge/vm_concierge ") {
 		t.Errorf("the unit starts another program:\n%s", unit)
+	}
+	// Each daemon with a configuration reads the file that was installed, and
+	// the bus and polkit look into /etc whatever is said.
+	for _, file := range []string{"opt/etc/auberge/auberge.conf", "etc/dbus-1/system.d/org.chromium.VmConcierge.conf", "etc/polkit-1/rules.d/50-auberge.rules"} {
+		if _, err := os.Stat(filepath.Join(dir, file)); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range []string{"vm-concierge.service", "auberge-helper.service"} {
+		unit, err := os.ReadFile(filepath.Join(dir, "opt/auberge/lib/systemd/system", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(unit), " --config=/opt/etc/auberge/auberge.conf") {
+			t.Errorf("%s reads another configuration:\n%s", name, unit)
+		}
 	}
 }

@@ -141,3 +141,19 @@ func TestPurgeStaysInside(t *testing.T) {
 		dpkg --no-triggers --purge auberge
 		grep -q mine /srv/mine`)
 }
+
+// A guest image that comes, or comes anew, has the service that runs start
+// again, or new VMs would get the one before until it next does.
+func TestImageComes(t *testing.T) {
+	d := newDebian(t)
+	d.add(find(t, "auberge-image_*.deb"), "image.deb")
+	// Nothing of systemd is there.
+	d.run("dpkg --no-triggers --install /packages/image.deb")
+	// What the scripts would have a systemd do that runs.
+	d.run(`printf '#!/bin/sh\necho "$@" >>/calls\n' >/usr/bin/deb-systemd-invoke
+		mkdir -p /run/systemd/system
+		dpkg --no-triggers --install /packages/image.deb
+		test "$(cat /calls)" = "try-restart vm-concierge.service"
+		dpkg --no-triggers --purge auberge-image
+		! test -e /usr/share/auberge/image`)
+}
