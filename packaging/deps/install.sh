@@ -25,7 +25,7 @@ xz-utils               xz                                 guest image: kernel an
 zstd                   zstd                               guest image: the same, newer kernels
 uidmap                 newuidmap                          guest image: without root
 debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg  checking what is fetched
-lintian                lintian                            packages: checking Debian's
+lintian                lintian                            packages: checking those of Debian
 rpm                    rpm                                packages: checking the others
 nodejs                 node                               the example client in JavaScript
 npm                    npm                                the libraries it uses
