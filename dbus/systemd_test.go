@@ -158,7 +158,9 @@ func TestSystemd(t *testing.T) {
 func TestSystemdStopsBeforeItsTurn(t *testing.T) {
 	bus := dbustest.Lax(t)
 	f := newFakeSystemd(t, bus)
+	f.mu.Lock()
 	f.behind = true
+	f.mu.Unlock()
 	s := &Systemd{Bus: bus.Address}
 	defer s.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -75,7 +75,13 @@ put_man() {
 
 programs() {
 	local program
-	for program in $DAEMONS; do put 755 "$libexecdir" "$bin/$program"; done
+	local mode
+	for program in $DAEMONS; do
+		# Who opens a file as a user runs this program as that user, who could
+		# trace it if it were readable, and so get processes among the helper's.
+		[ "$program" = auberge-helper ] && mode=711 || mode=755
+		put "$mode" "$libexecdir" "$bin/$program"
+	done
 	for program in $CLIENTS; do put 755 "$bindir" "$bin/$program"; done
 
 	put_filled "$unitdir" packaging/systemd/*.*

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // unitDir has the units, as templates: @LIBEXECDIR@ and the like stand for where
@@ -145,6 +147,34 @@ func TestEachVMHasAUser(t *testing.T) {
 	for _, line := range []string{`DynamicUser=yes`, `User=\S*%i`, `RuntimeDirectory=\S+/%i`} {
 		if !regexp.MustCompile(`(?m)^` + line + `$`).Match(b) {
 			t.Errorf("no line is like %s", line)
+		}
+	}
+}
+
+// What breaks out of a VM finds no socket of the host's services, and what is
+// run for the unit's end, which has the same /run, finds what it removes there.
+func TestVMSeesNoServices(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(unitDir, "auberge-vm@.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := string(b)
+	if !strings.Contains(unit, "\nTemporaryFileSystem=/run:ro\n") {
+		t.Error("a VM sees all of /run")
+	}
+	bound := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^Bind(?:ReadOnly)?Paths=(.*)$`).FindAllStringSubmatch(unit, -1) {
+		for _, path := range strings.Fields(m[1]) {
+			bound[strings.TrimPrefix(path, "-")] = true
+		}
+	}
+	want := map[string]bool{"/run/systemd/notify": true, "/run/systemd/journal": true, "/run/systemd/system.control": true}
+	if diff := cmp.Diff(want, bound); diff != "" {
+		t.Errorf("what a VM sees of /run: %s", diff)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^Exec\w+=.*?(/run/\S+)`).FindAllStringSubmatch(unit, -1) {
+		if !bound[filepath.Dir(m[1])] {
+			t.Errorf("%s is not there for the command that names it", m[1])
 		}
 	}
 }

@@ -65,6 +65,9 @@ func oneOfItsOwn(t *testing.T, h *host) {
 			t.Errorf("%s runs as user %s, and %q does too", v.name, uids[0], other)
 		}
 		users[uids[0]] = v.name
+		if out := h.root().run(t, "nsenter -t "+v.main+" -m find /run -type s ! -path '/run/auberge-vm/"+v.id+"/*' ! -path '/run/systemd/journal/*' ! -path /run/systemd/notify"); out != "" {
+			t.Errorf("%s can reach services of the host: %s", v.name, out)
+		}
 		for _, limit := range []string{"memory.max", "pids.max"} {
 			if out := h.root().run(t, "cat /sys/fs/cgroup/$(systemctl show -P ControlGroup "+v.unit()+")/"+limit); out == "max" {
 				t.Errorf("%s has no limit %s", v.name, limit)

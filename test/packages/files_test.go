@@ -144,6 +144,11 @@ func TestPlaces(t *testing.T) {
 				t.Errorf("the .%s has no %s", kind, path)
 			}
 		}
+		// A program that its users can read is one that they can trace when it
+		// runs as them.
+		if mode := have["/usr/libexec/auberge/auberge-helper"]; mode != "-rwx--x--x" {
+			t.Errorf("the .%s has auberge-helper with the mode %s", kind, mode)
+		}
 		for path := range have {
 			if strings.Contains(path, "node_modules") || strings.HasSuffix(path, "_pb2.py") {
 				t.Errorf("the .%s has %s, which is no source", kind, path)
