@@ -45,6 +45,8 @@ func TestHost(t *testing.T) {
 		{"VMs survive a restart of the services", survivesRestart, false},
 		{"VMs survive that the services are killed", survivesKill, false},
 		{"VMs survive an upgrade", survivesUpgrade, false},
+		{"the service's user manages VMs' units and no others", unitsOnly, false},
+		{"VMs are suspended while the machine sleeps", hostSleeps, false},
 		{"the machine waits for its VMs before it sleeps or shuts down", hostWaits, false},
 		{"power off stops VMs in order and leaves a clean disk", powerOff, false},
 		{"purge leaves what it says", purge, false},
