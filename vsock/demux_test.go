@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -262,5 +263,25 @@ func TestAcceptable(t *testing.T) {
 		if got := vsock.Acceptable(test.cid, test.port, test.reservedOnly); got != test.want {
 			t.Errorf("acceptable(%d, %d, %t) = %t", test.cid, test.port, test.reservedOnly, got)
 		}
+	}
+}
+
+// Source ports are all tried, all below 1024, and not always in the same order:
+// a guest that was suspended may still know a stream from the last one.
+func TestSourcePorts(t *testing.T) {
+	first := map[uint32]bool{}
+	for range 50 {
+		var all []uint32
+		for p := range vsock.SourcePorts() {
+			all = append(all, p)
+		}
+		first[all[0]] = true
+		slices.Sort(all)
+		if len(slices.Compact(all)) != 512 || all[0] != 512 || all[511] != 1023 {
+			t.Fatalf("%d ports from %d to %d", len(all), all[0], all[len(all)-1])
+		}
+	}
+	if len(first) < 5 {
+		t.Errorf("50 times it began with %v", first)
 	}
 }

@@ -4,6 +4,7 @@ var (
 	NewDemux    = newDemux
 	Acceptable  = acceptable
 	RequestPort = requestPort
+	SourcePorts = sourcePorts
 )
 
 const (

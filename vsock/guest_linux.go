@@ -3,6 +3,8 @@ package vsock
 import (
 	"context"
 	"errors"
+	"iter"
+	"math/rand/v2"
 	"net"
 	"os"
 
@@ -160,13 +162,31 @@ type kernelConn struct{ *socket.Conn }
 func (kernelConn) LocalAddr() net.Addr  { return nil }
 func (kernelConn) RemoteAddr() net.Addr { return nil }
 
-// bindReserved takes the highest free source port below 1024.
+// firstSource is the lowest source port that we dial from.
+const firstSource = 512
+
+// bindReserved takes a free source port below 1024.
 func bindReserved(s *socket.Conn) error {
-	for p := uint32(reservedPorts - 1); p >= 512; p-- {
+	for p := range sourcePorts() {
 		err := s.Bind(&unix.SockaddrVM{CID: CIDAny, Port: p})
 		if !errors.Is(err, unix.EADDRINUSE) {
 			return err
 		}
 	}
 	return unix.EADDRINUSE
+}
+
+// sourcePorts yields each once, and begins with another one each time: a guest
+// that stood still has not heard of the end of the last stream yet, and a new
+// one from the same port would be that one for it.
+func sourcePorts() iter.Seq[uint32] {
+	const n = reservedPorts - firstSource
+	start := rand.Uint32N(n)
+	return func(yield func(uint32) bool) {
+		for i := range uint32(n) {
+			if !yield(firstSource + (start+i)%n) {
+				return
+			}
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package hosttest
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -16,9 +17,7 @@ func hostSleeps(t *testing.T, h *host) {
 ExecStart=
 ExecStart=/bin/sh -c 'vmc list --all-users >/run/asleep'
 END`)
-	t.Cleanup(func() {
-		h.root().run(t, "rm -r /run/systemd/system/systemd-suspend.service.d /run/asleep && systemctl daemon-reload")
-	})
+	defer h.root().run(t, "rm -r /run/systemd/system/systemd-suspend.service.d /run/asleep && systemctl daemon-reload")
 	h.second.owner.run(t, "vmc suspend "+h.second.name)
 	// A clock that was not set would be one of the distant past.
 	h.first.owner.run(t, "vsh -T --user root "+h.first.name+" -- date -s @1000000000")
@@ -49,7 +48,7 @@ END`)
 func (v *vm) status(list string) string {
 	for line := range strings.Lines(list) {
 		words := strings.Fields(line)
-		if len(words) == 0 || words[0] != v.name {
+		if !slices.Contains(words, v.name) {
 			continue
 		}
 		for _, w := range words {
