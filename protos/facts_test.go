@@ -15,7 +15,10 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	_ "github.com/auberge-vm/auberge/protos/appspb"
+	_ "github.com/auberge-vm/auberge/protos/ciceronepb"
 	_ "github.com/auberge-vm/auberge/protos/conciergepb"
+	_ "github.com/auberge-vm/auberge/protos/containerpb"
+	_ "github.com/auberge-vm/auberge/protos/tremplinpb"
 	_ "github.com/auberge-vm/auberge/protos/vmtoolspb"
 	_ "github.com/auberge-vm/auberge/protos/vshpb"
 )
