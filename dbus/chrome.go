@@ -37,11 +37,14 @@ const (
 	maxURL = 64 << 10
 )
 
+// ErrNoDesktop means that no program of the user's takes such calls.
+var ErrNoDesktop = errors.New("the user has no desktop on the bus that takes this")
+
 // A Desktop is what VMs see of their users' desktops. There may be one for each
 // user at a time: on ChromeOS, Chrome owns the names; here the owner is whoever
 // of the name's primary and queued owners is the VM's user, the first in the
-// queue. Nobody else hears anything: where the user has none, what a guest
-// wants is dropped, and the guest does not learn that.
+// queue. Nobody else hears anything: where the user has none, calls end with
+// ErrNoDesktop.
 //
 // Calls come from the connection that has the service's name.
 type Desktop struct {
@@ -102,7 +105,7 @@ func (d *Desktop) applications(ctx context.Context, owner uint32, member string,
 func (d *Desktop) call(ctx context.Context, owner uint32, name string, o *outgoing) error {
 	sess := d.server.current.Load()
 	if sess == nil {
-		return nil
+		return ErrNoDesktop
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, desktopTimeout, fmt.Errorf("the desktop took more than %v", desktopTimeout))
 	defer cancel()
@@ -112,15 +115,18 @@ func (d *Desktop) call(ctx context.Context, owner uint32, name string, o *outgoi
 	}
 	defer release()
 	to, err := sess.ownerFor(ctx, name, owner)
-	if err == nil && to != "" {
+	if err == nil {
 		// A unique name cannot be started; the flag says that nothing is to be.
 		o.typ, o.flags, o.destination = typeCall, flagNoAutoStart, to
 		err = sess.ask(ctx, o)
 	}
-	if err != nil && !errors.Is(err, errClosed) && !gone(err) {
-		return fmt.Errorf("call %s of user %d: %w", o.member, owner, err)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errClosed), gone(err):
+		err = ErrNoDesktop
 	}
-	return nil
+	return fmt.Errorf("call %s of user %d: %w", o.member, owner, err)
 }
 
 // ask sends a call whose answer says nothing.
@@ -142,9 +148,7 @@ func (s *session) ask(ctx context.Context, o *outgoing) error {
 func (s *session) ownerFor(ctx context.Context, name string, uid uint32) (string, error) {
 	var owners []string
 	err := s.link.driver(ctx, "ListQueuedOwners", []any{name}, &owners)
-	if gone(err) {
-		return "", nil
-	} else if err != nil {
+	if err != nil {
 		return "", err
 	}
 	for _, owner := range owners[:min(len(owners), maxDesktopOwners)] {
@@ -157,5 +161,5 @@ func (s *session) ownerFor(ctx context.Context, name string, uid uint32) (string
 			return owner, nil
 		}
 	}
-	return "", nil
+	return "", ErrNoDesktop
 }
