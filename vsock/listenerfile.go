@@ -108,7 +108,7 @@ func receiveStream(c *net.UnixConn) (f *os.File, port uint32, err error) {
 	data := make([]byte, 8)
 	oob := make([]byte, unix.CmsgSpace(4))
 	n, oobn, flags, _, err := c.ReadMsgUnix(data, oob)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = net.ErrClosed
 	}
 	if err != nil {
