@@ -50,14 +50,11 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(o.runtimeDir, 0o700); err != nil {
-		return err
-	}
 	client := dbus.NewConciergeClient(o.Bus, log)
 	defer client.Close()
 	events, desktop := newEvents(log), &desktop{}
 	service, err := cicerone.New(ctx, cicerone.Config{
-		StateDir: o.runtimeDir, Timezone: o.host().Timezone,
+		StateDir: o.stateDir, Timezone: o.host().Timezone,
 		Concierge: concierge{client}, Events: events, Desktop: desktop, Log: log,
 	})
 	if err != nil {

@@ -11,15 +11,15 @@ import (
 
 type options struct {
 	setup.Common
-	rights     onbus.Rights
-	runtimeDir string
-	localtime  string
+	rights    onbus.Rights
+	stateDir  string
+	localtime string
 }
 
 func (o *options) addFlags(f *pflag.FlagSet) {
 	o.Common.AddFlags(f)
 	o.rights.AddFlags(f)
-	f.StringVar(&o.runtimeDir, "runtime-dir", "", "where it is written down which containers run (default /run/auberge-cicerone; below $XDG_RUNTIME_DIR on a session bus)")
+	f.StringVar(&o.stateDir, "state-dir", "", "where it is written down which containers there are (default /var/lib/auberge-cicerone; below $XDG_STATE_HOME on a session bus)")
 	f.StringVar(&o.localtime, "localtime", "", "the link that names the containers' time zone (default /etc/localtime)")
 }
 
@@ -28,11 +28,10 @@ func (o *options) finish(f *pflag.FlagSet) error {
 	if err := o.Finish(f, "vm_cicerone"); err != nil {
 		return err
 	}
-	var err error
-	if o.runtimeDir == "" {
-		o.runtimeDir, err = o.DefaultRuntimeDir("auberge-cicerone")
+	if o.stateDir == "" {
+		o.stateDir = o.DefaultStateDir("auberge-cicerone")
 	}
-	return err
+	return nil
 }
 
 func (o *options) host() host.Host { return host.Host{Localtime: o.localtime} }

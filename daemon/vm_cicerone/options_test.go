@@ -49,15 +49,15 @@ func TestInstalledConfiguration(t *testing.T) {
 	}
 }
 
-func TestRuntimeDir(t *testing.T) {
-	t.Setenv("XDG_RUNTIME_DIR", "/run/user/1")
+func TestStateDir(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", "/home/x/state")
 	for want, args := range map[string][]string{
-		"/run/auberge-cicerone":        {},
-		"/run/user/1/auberge-cicerone": {"--bus", "session"},
-		"/x":                           {"--bus", "session", "--runtime-dir", "/x"},
+		"/var/lib/auberge-cicerone":      {},
+		"/home/x/state/auberge-cicerone": {"--bus", "session"},
+		"/x":                             {"--bus", "session", "--state-dir", "/x"},
 	} {
-		if o, err := parse(t, args...); err != nil || o.runtimeDir != want {
-			t.Errorf("%q: %q, %v", args, o.runtimeDir, err)
+		if o, err := parse(t, args...); err != nil || o.stateDir != want {
+			t.Errorf("%q: %q, %v", args, o.stateDir, err)
 		}
 	}
 }

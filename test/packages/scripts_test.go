@@ -105,6 +105,7 @@ func TestComesAndGoes(t *testing.T) {
 	d.run(`echo "# ours" >>/etc/auberge/auberge.conf
 		install -d -o auberge -g auberge-daemon /var/lib/auberge/disks/1000 /var/lib/auberge/settings/1000
 		echo precious >/var/lib/auberge/disks/1000/box.img
+		install -d -o auberge-cicerone /var/lib/auberge-cicerone
 		echo {} >/var/lib/auberge/settings/1000/box.json
 		systemctl --root=/ disable vm-concierge.service`)
 	d.run("dpkg --no-triggers --install --force-depends /packages/next.deb")
@@ -120,7 +121,7 @@ func TestComesAndGoes(t *testing.T) {
 	if !strings.Contains(out, "/var/lib/auberge/disks") || !strings.Contains(out, "the users auberge and auberge-cicerone, and the groups auberge, auberge-cicerone and auberge-daemon stay") {
 		t.Errorf("purge does not say what it leaves: %s", out)
 	}
-	d.run(`! test -e /etc/auberge; grep -q precious /var/lib/auberge/disks/1000/box.img; getent passwd auberge auberge-cicerone
+	d.run(`! test -e /etc/auberge; ! test -e /var/lib/auberge-cicerone; grep -q precious /var/lib/auberge/disks/1000/box.img; getent passwd auberge auberge-cicerone
 		test "$(ls /var/lib/auberge)" = disks
 		test -z "$(find /etc/systemd /var/lib/systemd -name 'auberge*' -o -name 'vm-concierge*' -o -name 'vm-cicerone*')"`)
 

@@ -259,7 +259,7 @@ func (b *Bed) StartConcierge(ctx context.Context, args ...string) (*Daemon, erro
 // ready.
 func (b *Bed) StartCicerone(ctx context.Context, args ...string) (*Daemon, error) {
 	cmd := exec.Command(filepath.Join(b.Bin, "vm_cicerone"), append([]string{"--bus", b.Address,
-		"--runtime-dir", b.CiceroneDir, "--daemon-users", b.service.Name}, args...)...)
+		"--state-dir", b.CiceroneDir, "--daemon-users", b.service.Name}, args...)...)
 	cmd.Dir = b.Dir
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, b.Env...)
 	if os.Geteuid() == 0 {
