@@ -55,7 +55,9 @@ func RunInContainer(ctx context.Context, conn *dbus.Conn, vm, container, owner s
 	var registering sync.WaitGroup
 	clear := false
 	o.Started = func(pid int32) {
-		clear = true
+		if clear = pid > 0; !clear {
+			return // a command that could not be run
+		}
 		registering.Go(func() {
 			limit, cancel := context.WithTimeout(ctx, findTime)
 			defer cancel()
