@@ -214,3 +214,21 @@ func (p *place) file(path string) string {
 		}
 	}
 }
+
+// gone waits until there is no such file.
+func (p *place) gone(path string) {
+	p.t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := os.Lstat(path); err != nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			p.t.Fatalf("%s is still there", path)
+		}
+	}
+}
