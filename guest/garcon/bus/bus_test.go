@@ -1,4 +1,4 @@
-package session_test
+package bus_test
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/auberge-vm/auberge/dbus/dbustest"
-	"github.com/auberge-vm/auberge/guest/garcon/session"
+	"github.com/auberge-vm/auberge/guest/garcon/bus"
 	pb "github.com/auberge-vm/auberge/protos/containerpb"
 )
 
@@ -74,7 +74,7 @@ func newPlace(t *testing.T) *place {
 		said: make(chan string, 1000), refuse: make(chan error, 1), asked: make(chan *pb.SelectFileRequest, 100),
 		answers: make(chan []string), gone: make(chan struct{}, 100),
 	}}
-	s := session.New(session.Config{
+	s := bus.New(bus.Config{
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Host: p.host, Address: p.bus.Address,
 		Types: func() map[string]string {
 			return map[string]string{"png": "image/png", "jpg": "image/jpeg", "txt": "text/plain"}
