@@ -37,6 +37,7 @@ type daemon struct {
 
 	mu      sync.Mutex
 	keeping *keeping // nil while incusd is not wanted
+	closed  bool
 }
 
 // A keeping is one span of time in which incusd is wanted.
@@ -61,6 +62,10 @@ type process struct {
 func (d *daemon) start(ctx context.Context) error {
 	d.mu.Lock()
 	k := d.keeping
+	if d.closed {
+		d.mu.Unlock()
+		return errors.New("the VM is shutting down")
+	}
 	if k == nil {
 		keep, end := context.WithCancel(context.Background())
 		k = &keeping{end: end, done: make(chan struct{})}
@@ -121,6 +126,13 @@ func (k *keeping) set(p *process, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.process, k.failure = p, err
+}
+
+// close lets incusd start no more.
+func (d *daemon) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
 }
 
 // keep runs incusd again and again.

@@ -102,11 +102,8 @@ func startTime(pid int) string {
 	if err != nil {
 		return ""
 	}
-	_, rest, ok := strings.Cut(string(data), ") ")
-	fields := strings.Fields(rest)
-	if i := strings.LastIndex(string(data), ") "); ok && i >= 0 {
-		fields = strings.Fields(string(data)[i+2:])
-	}
+	// The name before may have anything in it.
+	fields := strings.Fields(string(data)[strings.LastIndex(string(data), ")")+1:])
 	if len(fields) < 20 {
 		return ""
 	}

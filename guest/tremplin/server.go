@@ -27,6 +27,8 @@ const (
 	startWait = 4 * time.Minute
 	// cleanWait bounds the removal of what a failed operation has left.
 	cleanWait = 2 * time.Minute
+	// tidyGrace is how long operations may take to tidy up before the VM goes.
+	tidyGrace = 500 * time.Millisecond
 	// maxStreams bounds the calls that one connection of the host may have
 	// open.
 	maxStreams = 64
@@ -116,6 +118,19 @@ func (s *Server) Run(ctx context.Context, face, transfers net.Listener) error {
 // more.
 func (s *Server) PowerOff(grace time.Duration) {
 	s.jobs.stop()
+	tidied := make(chan struct{})
+	go func() {
+		s.jobs.wait()
+		close(tidied)
+	}()
+	late := time.NewTimer(tidyGrace)
+	defer late.Stop()
+	select {
+	case <-tidied:
+	case <-late.C:
+		// What stays is removed at Incus' next start.
+	}
+	s.daemon.close()
 	s.daemon.stop(powerOffSignal, grace)
 }
 
