@@ -23,6 +23,7 @@ const (
 type image struct {
 	key                       string
 	kernel, initramfs, rootfs string
+	tools                     string // what containers need; empty in an image without them
 }
 
 // loadImage reads the manifest in the image directory. It is read for every
@@ -42,8 +43,13 @@ func loadImage(dir string) (image, error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return image{}, fmt.Errorf("the guest image in %s is damaged: manifest.json: %w", dir, err)
 	}
+	in := func(name string) string { return filepath.Join(dir, name) }
+	img := image{key: m.Key, kernel: in(kernelFile), initramfs: in(initramfsFile), rootfs: in(rootfsFile)}
 	missing := []string{kernelFile, initramfsFile, rootfsFile}
 	for _, f := range m.Files {
+		if f.Name == toolsFile {
+			img.tools = in(toolsFile)
+		}
 		missing = slices.DeleteFunc(missing, func(name string) bool { return name == f.Name })
 		fi, err := os.Stat(filepath.Join(dir, filepath.Base(f.Name)))
 		if err != nil {
@@ -56,8 +62,7 @@ func loadImage(dir string) (image, error) {
 	if len(missing) > 0 {
 		return image{}, fmt.Errorf("the guest image in %s is damaged: manifest.json does not list %s", dir, strings.Join(missing, ", "))
 	}
-	in := func(name string) string { return filepath.Join(dir, name) }
-	return image{key: m.Key, kernel: in(kernelFile), initramfs: in(initramfsFile), rootfs: in(rootfsFile)}, nil
+	return img, nil
 }
 
 // Files of an image.
@@ -65,6 +70,7 @@ const (
 	kernelFile    = "vmlinux"
 	initramfsFile = "initramfs.cpio"
 	rootfsFile    = "rootfs.squashfs"
+	toolsFile     = "tools.squashfs"
 )
 
 // seal copies a file that a caller chose into sealed memory: the hypervisor,

@@ -2,57 +2,14 @@ package main
 
 import (
 	"context"
-	"log/slog"
 	"maps"
 	"os"
-	"time"
-
-	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/concierge"
 	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/helper"
 	"github.com/auberge-vm/auberge/policy"
 )
-
-// emitTimeout bounds what telling people about a VM may cost the VM.
-const emitTimeout = 5 * time.Second
-
-// events sends the service's announcements to the bus. The service exists
-// before the bus is reached; what it says until then waits.
-type events struct {
-	log    *slog.Logger
-	ready  chan struct{} // closed when server is on the bus
-	over   chan struct{} // closed when it will not be any more
-	server *dbus.Server
-}
-
-// Emit implements concierge.Events.
-func (e *events) Emit(owner uint32, signal string, msg proto.Message) {
-	e.send(signal, func(ctx context.Context) error { return e.server.Emit(ctx, owner, signal, msg) })
-}
-
-// EmitChange implements concierge.Events.
-func (e *events) EmitChange(owner uint32, signal, instance string, sequence uint64, what map[string]any) {
-	e.send(signal, func(ctx context.Context) error {
-		return e.server.EmitOwn(ctx, owner, signal, instance, sequence, what)
-	})
-}
-
-func (e *events) send(signal string, f func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(context.Background(), emitTimeout)
-	defer cancel()
-	select {
-	case <-e.ready:
-	case <-e.over:
-		return
-	case <-ctx.Done():
-		return
-	}
-	if err := f(ctx); err != nil {
-		e.log.Warn("send a signal", "signal", signal, "err", err)
-	}
-}
 
 // own serves our own interface by the same service.
 type own struct {

@@ -10,10 +10,10 @@ import (
 	"sync"
 	"syscall"
 
-	sddaemon "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/auberge-vm/auberge/concierge"
+	"github.com/auberge-vm/auberge/daemon/setup/onbus"
 	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vsock"
@@ -55,12 +55,12 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	bus := dbus.Options{Bus: o.Bus, Log: log, BroadcastSignals: o.Broadcast}
-	if err := o.rights(&bus); err != nil {
+	bus, err := onbus.Options(&o.Common, &o.rights, log)
+	if err != nil {
 		return err
 	}
 	cfg.KernelSocket = newSocketStore(log, cfg.Vsock == vsock.ModeKernel).socket
-	events := &events{log: log, ready: make(chan struct{}), over: make(chan struct{})}
+	events := onbus.NewEvents(log)
 	cfg.Events = events
 	serveMetrics, err := o.measure(log, &cfg, &bus)
 	if err != nil {
@@ -71,7 +71,7 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	defer service.Close()
-	defer close(events.over) // or Close would wait for a bus, once for each signal
+	defer events.Over() // or Close would wait for a bus, once for each signal
 	bus.UserExists = func(uid uint32) bool { return policy.UserExists(uid) || service.Keeps(uid) }
 	server, err := dbus.New(
 		[]dbus.Service{dbus.ConciergeService(service)},
@@ -80,7 +80,6 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	events.server = server
 	endMetrics, err := serveMetrics(ctx, service)
 	if err != nil {
 		return err
@@ -92,10 +91,7 @@ func run(ctx context.Context, o *options) error {
 	defer cancel()
 	listening.Go(func() { dbus.NewLogind(o.Bus, log, service).Run(ctx) })
 	return server.Run(ctx, func() {
-		close(events.ready)
-		log.Info("ready", "bus", o.Bus)
-		if _, err := sddaemon.SdNotify(false, sddaemon.SdNotifyReady); err != nil {
-			log.Warn("tell the service manager", "err", err)
-		}
+		events.Ready(server)
+		onbus.Ready(log, o.Bus)
 	})
 }
