@@ -19,7 +19,6 @@ type Config struct {
 	ToolsDir     string        // the tools disk
 	TransferDir  string        // what may be exported to and imported from
 	TokenDir     string        // containers' tokens
-	KeyDir       string        // containers' ssh keys
 	ResolvPath   string        // the VM's resolvers
 	Milestone    int           // stands for %d in an image server's URL
 	DownloadIdle time.Duration // a download without a byte for as long is given up
@@ -35,7 +34,6 @@ func DefaultConfig() Config {
 		ToolsDir:     "/opt/google/cros-containers",
 		TransferDir:  "/mnt/stateful/transfer",
 		TokenDir:     "/run/tokens",
-		KeyDir:       "/run/sshkeys",
 		ResolvPath:   "/run/resolv.conf",
 		DownloadIdle: time.Minute,
 		Heartbeat:    30 * time.Second,

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
-	"github.com/auberge-vm/auberge/guest/tremplin/rootfs"
 	pb "github.com/auberge-vm/auberge/protos/tremplinpb"
 	"github.com/google/renameio/v2"
 )
@@ -21,11 +20,8 @@ const (
 	maxOsRelease = 64 << 10
 )
 
-// Names of the devices that a container has of its own.
-const (
-	tokenDevice = "container_token"
-	keyDevice   = "ssh_keys"
-)
+// tokenDevice is the device that a container has of its own.
+const tokenDevice = "container_token"
 
 // StartContainer starts a container, in the background.
 func (s *Server) StartContainer(ctx context.Context, req *pb.StartContainerRequest) (*pb.StartContainerResponse, error) {
@@ -151,14 +147,8 @@ func (s *Server) startNow(ctx context.Context, i incus.Instance, req *pb.StartCo
 	} else if i.Devices[tokenDevice] != nil {
 		devices[tokenDevice] = nil // of another start
 	}
-	keys, err := s.writeKeys(i, req, config)
-	if err != nil {
+	if err := s.writeKeys(i, req); err != nil {
 		return fmt.Errorf("the container's ssh keys: %w", err)
-	}
-	if keys != "" {
-		devices[keyDevice] = map[string]string{"type": "disk", "source": keys, "path": "/dev/.ssh", "readonly": "true"}
-	} else if i.Devices[keyDevice] != nil {
-		devices[keyDevice] = nil
 	}
 	if !sameDevices(i.Devices, devices) || changes(i.Config, config) {
 		if err := s.incus.Change(ctx, i.Name, config, devices); err != nil {
@@ -195,43 +185,39 @@ func (s *Server) writeToken(name, token string) (string, error) {
 	return path, renameio.WriteFile(path, []byte(token), 0o644, renameio.IgnoreUmask())
 }
 
-// writeKeys leaves the keys for the container's sshd, which must own its own.
-func (s *Server) writeKeys(i incus.Instance, req *pb.StartContainerRequest, config map[string]string) (string, error) {
+// Where the container's sshd has its own key, and whom it lets in.
+const (
+	sshDir         = "/etc/ssh"
+	hostKeyPath    = sshDir + "/ssh_host_ed25519_key"
+	authorizedPath = sshDir + "/authorized_keys"
+)
+
+// writeKeys leaves the keys for the container's sshd, if it has one.
+func (s *Server) writeKeys(i incus.Instance, req *pb.StartContainerRequest) error {
 	if req.HostPublicKey == "" && req.ContainerPrivateKey == "" {
-		return "", nil
+		return nil
 	}
-	uid, gid := 0, 0
-	if privileged(i, config) {
-	} else if ids, err := rootfs.ParseIDMap(i.Config["volatile.idmap.next"]); err != nil {
-		return "", err
-	} else {
-		uid, gid = ids.ToDisk(0), ids.GroupToDisk(0)
+	root, err := s.files(i)
+	if err != nil {
+		return err
 	}
-	dir := filepath.Join(s.cfg.KeyDir, i.Name)
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return "", err
+	defer root.Close()
+	if !root.Exists(sshDir) {
+		s.log.Warn("the container gets no ssh keys: it has no sshd", "container", i.Name)
+		return nil
 	}
 	for _, f := range []struct {
-		name, content string
-		perm          os.FileMode
-	}{{"ssh_host_key", req.ContainerPrivateKey, 0o600}, {"ssh_authorized_keys", req.HostPublicKey, 0o644}} {
-		p, err := renameio.NewPendingFile(filepath.Join(dir, f.name), renameio.WithPermissions(f.perm), renameio.IgnoreUmask())
-		if err != nil {
-			return "", err
+		path, content string
+		perm          uint32
+	}{{hostKeyPath, req.ContainerPrivateKey, 0o600}, {authorizedPath, req.HostPublicKey, 0o644}} {
+		if f.content == "" {
+			continue
 		}
-		_, err = p.WriteString(endLine(f.content))
-		if err == nil {
-			err = p.Chown(uid, gid)
-		}
-		if err == nil {
-			err = p.CloseAtomicallyReplace()
-		}
-		p.Cleanup()
-		if err != nil {
-			return "", err
+		if err := root.WriteFile(f.path, []byte(endLine(f.content)), f.perm, 0, 0); err != nil {
+			return err
 		}
 	}
-	return dir, nil
+	return nil
 }
 
 func endLine(s string) string {
@@ -239,13 +225,6 @@ func endLine(s string) string {
 		s += "\n"
 	}
 	return s
-}
-
-func privileged(i incus.Instance, change map[string]string) bool {
-	if v, ok := change["security.privileged"]; ok {
-		return v == "true"
-	}
-	return i.ExpandedConfig["security.privileged"] == "true"
 }
 
 // osRelease reads what a container says it is.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
 	pb "github.com/auberge-vm/auberge/protos/tremplinpb"
@@ -131,7 +130,7 @@ func (s *Server) deleteNow(ctx context.Context, name string) error {
 	if err != nil && !incus.IsNotFound(err) {
 		return err
 	}
-	return errors.Join(removeIfThere(s.tokenPath(name)), os.RemoveAll(filepath.Join(s.cfg.KeyDir, name)))
+	return removeIfThere(s.tokenPath(name))
 }
 
 func removeIfThere(path string) error {

@@ -39,10 +39,13 @@ func (r *Root) Close() error { return r.dir.Close() }
 
 // open opens a path of the container.
 func (r *Root) open(op, name string, flags uint64, mode uint64) (*os.File, error) {
+	if flags&unix.O_PATH == 0 {
+		// Devices and FIFOs shall neither wait nor become a terminal of ours.
+		flags |= unix.O_NONBLOCK | unix.O_NOCTTY
+	}
 	for range 16 {
 		fd, err := unix.Openat2(int(r.dir.Fd()), name, &unix.OpenHow{
-			// Devices and FIFOs shall neither wait nor become a terminal of ours.
-			Flags: flags | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY, Mode: mode,
+			Flags: flags | unix.O_CLOEXEC, Mode: mode,
 			// Mounts are never the container's: it has a mount namespace of its own.
 			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 		})
