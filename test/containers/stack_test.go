@@ -296,12 +296,18 @@ func prepare(t *testing.T) {
 	if preparedDisk() != "" {
 		return
 	}
-	s := newStack(t)
-	s.startVM()
-	s.createContainer()
-	s.startContainer()
-	s.stopVM()
-	s.keepDisk()
+	// A test of its own, so that the stack ends before another one begins.
+	t.Run("prepare", func(t *testing.T) {
+		s := newStack(t)
+		s.startVM()
+		s.createContainer()
+		s.startContainer()
+		s.stopVM()
+		s.keepDisk()
+	})
+	if preparedDisk() == "" {
+		t.FailNow()
+	}
 }
 
 // keepDisk keeps the disk of the VM, which does not run, as the prepared one.
