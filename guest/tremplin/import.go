@@ -122,8 +122,11 @@ func (s *Server) origin(path string) (*origin, error) {
 	return o, nil
 }
 
+// maxRatio is how much smaller gzip can make anything.
+const maxRatio = 1032
+
 // gzipSize is what the end of a gzip file says of its content, which holds
-// below 4 GiB only.
+// below 4 GiB only, and for files that are whole.
 func gzipSize(f *os.File, size int64) uint64 {
 	var head [2]byte
 	var tail [4]byte
@@ -133,7 +136,11 @@ func gzipSize(f *os.File, size int64) uint64 {
 	if _, err := f.ReadAt(tail[:], size-int64(len(tail))); err != nil {
 		return uint64(size)
 	}
-	return max(uint64(binary.LittleEndian.Uint32(tail[:])), uint64(size))
+	said := uint64(binary.LittleEndian.Uint32(tail[:]))
+	if said > uint64(size)*maxRatio {
+		return uint64(size)
+	}
+	return max(said, uint64(size))
 }
 
 type architectureError struct{ device, container string }
