@@ -219,7 +219,7 @@ func (m *importing) upload(ctx context.Context) (image string, counts archive.Co
 			Metadata: checkArchitecture,
 			Progress: func(c archive.Counts) error { return m.look(ctx, c) },
 		})
-		if err != nil {
+		if err != nil && !errors.Is(err, io.ErrClosedPipe) {
 			// The upload's own error would only say that it broke off.
 			cancel(err)
 		}
@@ -227,11 +227,10 @@ func (m *importing) upload(ctx context.Context) (image string, counts archive.Co
 		cleaned <- err
 	}()
 	image, err = m.s.incus.Upload(ctx, pr, url.Values{passingKey: {"import"}}.Encode())
-	pr.CloseWithError(errors.New("Incus takes no more of the archive"))
-	if unclean := <-cleaned; unclean != nil && (err != nil || image == "") {
-		if cause := context.Cause(ctx); cause != nil {
-			return "", counts, cause
-		}
+	pr.Close()
+	<-cleaned
+	if cause := context.Cause(ctx); cause != nil && err != nil {
+		return "", counts, cause
 	}
 	if err != nil {
 		return "", counts, fmt.Errorf("Incus does not take the archive: %w", err)
