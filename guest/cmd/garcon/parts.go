@@ -16,7 +16,7 @@ func (o *serverOptions) parts(t garcon.Tools) (garcon.Parts, error) {
 		Log: t.Log, Host: t.Host, Owner: t.Packages.OwnerOf, Environ: t.Environ, NoStartupNotify: o.noStartup,
 		Paths: apps.PathsFrom(t.User.Home, os.Getenv),
 	})
-	b := bus.New(bus.Config{Log: t.Log, Host: t.Host, Types: m.Types})
+	b := bus.New(bus.Config{Log: t.Log, Host: t.Host, Address: bus.SessionAddress(os.Getenv), Types: m.Types})
 	// Lists are refused before the host knows the container.
 	known := make(chan struct{})
 	var first sync.Once
