@@ -92,7 +92,7 @@ func TestChanges(t *testing.T) {
 	h.mkdir("a/b")
 	h.add("")
 	h.add("a/b")
-	h.add("a/b") // once more is no more
+	h.add("a/b")        // once more is no more
 	h.mkdir("a/b/file") // one event
 	h.expect("a/b")
 	h.mkdir("file") // one event
