@@ -23,6 +23,7 @@ const (
 	PortMaitred           uint32 = 8888 // guest: Maitred
 	PortContainerListener uint32 = 8889 // host: garcon's notices
 	PortTremplin          uint32 = 8890 // guest: Tremplin
+	PortTransfer          uint32 = 8891 // guest: containers that leave and come (our own)
 	PortVshd              uint32 = 9001 // guest: remote shells
 	PortLogCollector      uint32 = 9999 // host: logs of the guest
 )

@@ -12,19 +12,16 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
-	"unicode"
 
 	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/auberge-vm/auberge/guestlink"
+	"github.com/auberge-vm/auberge/guestlink/wire"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
 )
 
@@ -33,12 +30,9 @@ const (
 	maxConnections = 8
 	maxStreams     = 16
 	maxMessage     = 64 << 10 // bytes, both ways: maitred's messages are small
-	maxHeaders     = 16 << 10 // bytes, both ways; gRPC's own limit is 16 MiB per call
+	maxHeaders     = wire.MaxHeaders
 	setupTimeout   = 10 * time.Second
-	// buffer is what a connection holds, in bytes, also while nothing is said;
-	// gRPC's own are eight times as large.
-	buffer   = 4 << 10
-	maxWords = 500 // characters of a guest's error that are passed on
+	buffer         = wire.Buffer
 )
 
 // A Link connects the host with the maitred of one guest.
@@ -46,7 +40,7 @@ type Link struct {
 	log    *slog.Logger
 	server *grpc.Server
 	served chan struct{}
-	conn   *conn
+	conn   *wire.Conn
 	client pb.MaitredClient
 
 	once  sync.Once
@@ -64,7 +58,7 @@ var (
 // New serves the guest's startup calls on l, which is closed with the link,
 // and calls the guest by dial. Nothing is dialled before the first call.
 func New(l net.Listener, dial func(context.Context) (net.Conn, error), log *slog.Logger, opts ...Option) (*Link, error) {
-	c := &conn{dial: dial}
+	c := &wire.Conn{Dial: dial, MaxMessage: maxMessage}
 	k := &Link{
 		log: log, conn: c, client: pb.NewMaitredClient(c),
 		served: make(chan struct{}), ready: make(chan struct{}), installTurn: make(chan struct{}, 1),
@@ -109,45 +103,12 @@ func (k *Link) Ready() <-chan struct{} { return k.ready }
 func (k *Link) Close() {
 	k.server.Stop()
 	<-k.served
-	k.conn.close()
+	k.conn.Close()
 }
 
-// explain names the call and keeps the guest's words.
-func explain(what string, err error) error {
-	if err == nil {
-		return nil
-	}
-	switch s, _ := status.FromError(err); s.Code() {
-	case codes.DeadlineExceeded:
-		return fmt.Errorf("%s: the guest's agent did not answer in time", what)
-	case codes.Canceled:
-		return fmt.Errorf("%s: given up", what)
-	case codes.Unavailable:
-		return fmt.Errorf("%s: the guest's agent cannot be reached: %s", what, words(s.Message()))
-	case codes.Unimplemented:
-		return fmt.Errorf("%s: %w: %s", what, errors.ErrUnsupported, words(s.Message()))
-	default:
-		return fmt.Errorf("%s: the guest says: %s", what, words(s.Message()))
-	}
-}
+func explain(what string, err error) error { return wire.Explain(what, err) }
 
-// words makes a guest's text fit for an error message, which ends up on
-// terminals and in messages that must be UTF-8.
-func words(s string) string {
-	var b strings.Builder
-	n := 0
-	for _, r := range s {
-		if n++; n > maxWords {
-			b.WriteString("...")
-			break
-		}
-		if !unicode.IsPrint(r) {
-			r = ' '
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
-}
+func words(s string) string { return wire.Words(s) }
 
 // ConfigureNetwork implements guestlink.Agent.
 func (k *Link) ConfigureNetwork(ctx context.Context, n guestlink.Network) error {

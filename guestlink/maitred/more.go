@@ -119,7 +119,7 @@ func WithInstallListener(f func(guestlink.InstallState)) Option {
 
 // WithObserver has f told of every call to the guest when it has ended.
 func WithObserver(f func(guestlink.Call)) Option {
-	return func(k *Link) { k.conn.observe = f }
+	return func(k *Link) { k.conn.Observe = f }
 }
 
 // installPause is the least time between two words of a guest that installs

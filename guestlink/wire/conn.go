@@ -1,4 +1,4 @@
-package maitred
+package wire
 
 import (
 	"context"
@@ -21,11 +21,17 @@ import (
 // gRPC's still three goroutines.
 const linger = time.Second
 
-// conn connects to the guest for as long as there are calls.
-type conn struct {
-	dial func(context.Context) (net.Conn, error)
-	// observe may be nil.
-	observe func(guestlink.Call)
+// connectTimeout bounds one attempt to reach an agent, as on ChromeOS.
+const connectTimeout = 5 * time.Second
+
+// A Conn connects to a guest's agent for as long as there are calls.
+type Conn struct {
+	// Dial reaches the agent.
+	Dial func(context.Context) (net.Conn, error)
+	// Observe may be nil.
+	Observe func(guestlink.Call)
+	// MaxMessage bounds what the agent answers, in bytes.
+	MaxMessage int
 
 	mu     sync.Mutex
 	open   *grpc.ClientConn
@@ -37,10 +43,10 @@ type conn struct {
 	resting sync.WaitGroup
 }
 
-var _ grpc.ClientConnInterface = (*conn)(nil)
+var _ grpc.ClientConnInterface = (*Conn)(nil)
 
 // take returns a connection that stays until it is given back.
-func (c *conn) take() (*grpc.ClientConn, error) {
+func (c *Conn) take() (*grpc.ClientConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -48,12 +54,12 @@ func (c *conn) take() (*grpc.ClientConn, error) {
 	}
 	c.stopRest()
 	if c.open == nil {
-		open, err := grpc.NewClient("passthrough:///maitred",
+		open, err := grpc.NewClient("passthrough:///agent",
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx) }),
-			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(false)),
-			grpc.WithMaxHeaderListSize(maxHeaders),
-			grpc.WithReadBufferSize(buffer), grpc.WithWriteBufferSize(buffer),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.connect(ctx) }),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(c.MaxMessage), grpc.WaitForReady(false)),
+			grpc.WithMaxHeaderListSize(MaxHeaders),
+			grpc.WithReadBufferSize(Buffer), grpc.WithWriteBufferSize(Buffer),
 			grpc.WithNoProxy())
 		if err != nil {
 			return nil, err
@@ -65,7 +71,13 @@ func (c *conn) take() (*grpc.ClientConn, error) {
 	return c.open, nil
 }
 
-func (c *conn) giveBack() {
+func (c *Conn) connect(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	return c.Dial(ctx)
+}
+
+func (c *Conn) giveBack() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls--
@@ -78,7 +90,7 @@ func (c *conn) giveBack() {
 }
 
 // stopRest keeps the timer from hanging up, if it has not begun to.
-func (c *conn) stopRest() {
+func (c *Conn) stopRest() {
 	if c.rest != nil && c.rest.Stop() {
 		c.resting.Done()
 	}
@@ -86,7 +98,7 @@ func (c *conn) stopRest() {
 }
 
 // hangUp closes the connection unless a call has begun since.
-func (c *conn) hangUp(begun int) {
+func (c *Conn) hangUp(begun int) {
 	defer c.resting.Done()
 	c.mu.Lock()
 	var unused *grpc.ClientConn
@@ -99,8 +111,8 @@ func (c *conn) hangUp(begun int) {
 	}
 }
 
-// close ends calls in progress, and there will be no others.
-func (c *conn) close() {
+// Close ends calls in progress, and there will be no others.
+func (c *Conn) Close() {
 	c.mu.Lock()
 	c.closed = true
 	c.stopRest()
@@ -114,13 +126,13 @@ func (c *conn) close() {
 }
 
 // Invoke implements grpc.ClientConnInterface.
-func (c *conn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+func (c *Conn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	open, err := c.take()
 	if err != nil {
 		return err
 	}
 	defer c.giveBack()
-	if c.observe == nil {
+	if c.Observe == nil {
 		return open.Invoke(ctx, method, args, reply, opts...)
 	}
 	began := time.Now()
@@ -129,12 +141,12 @@ func (c *conn) Invoke(ctx context.Context, method string, args, reply any, opts 
 	if code > codes.Unauthenticated {
 		code = codes.Unknown // a guest can make up as many as it likes
 	}
-	c.observe(guestlink.Call{Method: path.Base(method), Took: time.Since(began), Code: code.String(),
+	c.Observe(guestlink.Call{Method: path.Base(method), Took: time.Since(began), Code: code.String(),
 		Answered: code != codes.Unavailable && code != codes.DeadlineExceeded && code != codes.Canceled})
 	return err
 }
 
-// NewStream implements grpc.ClientConnInterface: maitred has no streams.
-func (c *conn) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+// NewStream implements grpc.ClientConnInterface: agents have no streams.
+func (c *Conn) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
 	return nil, status.Error(codes.Unimplemented, "streams are not supported")
 }

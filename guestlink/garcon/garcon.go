@@ -1,0 +1,47 @@
+// Package garcon is the host's side of the agents in containers: it calls the
+// agent of one container, and hears what those of one VM say.
+package garcon
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/auberge-vm/auberge/guestlink/wire"
+	pb "github.com/auberge-vm/auberge/protos/containerpb"
+)
+
+// Ports on which agents listen.
+const (
+	FirstPort = 10000
+	LastPort  = 19999
+)
+
+// limits of what all containers of one VM say. Each has an agent with one
+// connection, and programs that open something have one for a moment.
+var limits = wire.Limits{Connections: 64, Calls: 32, Message: 4 << 20, Fields: 1 << 18, Timeout: time.Minute, Idle: 2 * time.Minute,
+	Patient: []string{"SelectFile"}} // a person answers it
+
+// A Client calls the agent of one container.
+type Client struct {
+	pb.GarconClient
+	conn *wire.Conn
+}
+
+// NewClient returns a client that reaches the agent by dial.
+func NewClient(dial func(context.Context) (net.Conn, error)) *Client {
+	c := &wire.Conn{Dial: dial, MaxMessage: 4 << 20}
+	return &Client{GarconClient: pb.NewGarconClient(c), conn: c}
+}
+
+// Close ends calls in progress, and there will be no others.
+func (c *Client) Close() { c.conn.Close() }
+
+// Serve hears one VM's containers on l, which is closed with the server.
+func Serve(l net.Listener, h pb.ContainerListenerServer, log *slog.Logger) *wire.Server {
+	return wire.Serve(l, "what the VM's containers say", limits, log,
+		func(s *grpc.Server) { pb.RegisterContainerListenerServer(s, h) })
+}
