@@ -8,8 +8,8 @@ MAKEFLAGS += --no-print-directory
 BIN       := bin
 # Programs of the host and of the guest. All are static: the daemons start
 # themselves again as other users, and guests have no C library to share.
-HOST      := daemon/vm_concierge daemon/auberge-vm daemon/auberge-helper client/cmd/vmc client/cmd/vsh
-GUEST     := guest/cmd/maitred guest/cmd/vshd
+HOST      := daemon/vm_concierge daemon/vm_cicerone daemon/auberge-vm daemon/auberge-helper client/cmd/vmc client/cmd/vsh
+GUEST     := $(wildcard guest/cmd/*)
 
 # What the install and package rules need; the places they install to can be
 # given too, see packaging/install.sh.
@@ -39,7 +39,7 @@ $(GUEST):
 # image builds the guest image, or finds it in the cache, and prints its
 # directory as the last line.
 image: $(GUEST)
-	@packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd
+	@packaging/image/build.sh --agents $(BIN)/guest
 
 # man writes the manual pages: vmc's from its commands, the others from their
 # source; their date is that of the last commit.
@@ -60,12 +60,12 @@ install:
 	@$(PLACES) packaging/install.sh programs
 
 install-image: image
-	@IMAGE=$$(packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd | tail -n 1) && \
+	@IMAGE=$$(packaging/image/build.sh --agents $(BIN)/guest | tail -n 1) && \
 	$(PLACES) IMAGE=$$IMAGE packaging/install.sh image
 
 # packages makes .deb and .rpm in $(BIN)/packages.
 packages: build man share
-	@IMAGE=$$(packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd | tail -n 1) && \
+	@IMAGE=$$(packaging/image/build.sh --agents $(BIN)/guest | tail -n 1) && \
 	$(PLACES) IMAGE=$$IMAGE packaging/packages.sh
 
 # examples makes the example clients ready to run, in $(BIN)/examples: the code
@@ -84,7 +84,7 @@ protos:
 # run shows the main job for real: a private bus, the service, and an ordinary
 # user who starts a VM, uses it and stops it.
 run: deps build
-	@image=$$(packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd | tail -n 1) && \
+	@image=$$(packaging/image/build.sh --agents $(BIN)/guest | tail -n 1) && \
 	$(GO) run ./test/demo --bin $(BIN) --image "$$image"
 
 # test runs every suite; nothing is skipped.
@@ -101,7 +101,7 @@ soak: deps
 # bin/bench/bench --help.
 bench: deps build
 	CGO_ENABLED=0 $(GO) build $(BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/bench/ ./test/bench ./test/bench/standin ./test/bench/guest
-	@image=$$(packaging/image/build.sh --maitred $(BIN)/guest/maitred --vshd $(BIN)/guest/vshd | tail -n 1) && \
+	@image=$$(packaging/image/build.sh --agents $(BIN)/guest | tail -n 1) && \
 	libvirt=$$(test/bench/libvirt-dbus.sh) && \
 	$(BIN)/bench/bench --bin $(BIN) --image "$$image" --libvirt "$$libvirt" $(ARGS)
 

@@ -23,6 +23,8 @@ const (
 type image struct {
 	key                       string
 	kernel, initramfs, rootfs string
+	tools                     string // what containers need; empty in an image without them
+	tremplin                  bool   // their manager is among that
 }
 
 // loadImage reads the manifest in the image directory. It is read for every
@@ -33,8 +35,9 @@ func loadImage(dir string) (image, error) {
 		return image{}, fmt.Errorf("the guest image is not installed: %w (build one with make image, or see --image-dir)", err)
 	}
 	var m struct {
-		Key   string `json:"key"`
-		Files []struct {
+		Key      string   `json:"key"`
+		Features []string `json:"features"`
+		Files    []struct {
 			Name string `json:"name"`
 			Size int64  `json:"size"`
 		} `json:"files"`
@@ -42,8 +45,14 @@ func loadImage(dir string) (image, error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return image{}, fmt.Errorf("the guest image in %s is damaged: manifest.json: %w", dir, err)
 	}
+	in := func(name string) string { return filepath.Join(dir, name) }
+	img := image{key: m.Key, kernel: in(kernelFile), initramfs: in(initramfsFile), rootfs: in(rootfsFile),
+		tremplin: slices.Contains(m.Features, featureTremplin)}
 	missing := []string{kernelFile, initramfsFile, rootfsFile}
 	for _, f := range m.Files {
+		if f.Name == toolsFile {
+			img.tools = in(toolsFile)
+		}
 		missing = slices.DeleteFunc(missing, func(name string) bool { return name == f.Name })
 		fi, err := os.Stat(filepath.Join(dir, filepath.Base(f.Name)))
 		if err != nil {
@@ -56,8 +65,7 @@ func loadImage(dir string) (image, error) {
 	if len(missing) > 0 {
 		return image{}, fmt.Errorf("the guest image in %s is damaged: manifest.json does not list %s", dir, strings.Join(missing, ", "))
 	}
-	in := func(name string) string { return filepath.Join(dir, name) }
-	return image{key: m.Key, kernel: in(kernelFile), initramfs: in(initramfsFile), rootfs: in(rootfsFile)}, nil
+	return img, nil
 }
 
 // Files of an image.
@@ -65,7 +73,11 @@ const (
 	kernelFile    = "vmlinux"
 	initramfsFile = "initramfs.cpio"
 	rootfsFile    = "rootfs.squashfs"
+	toolsFile     = "tools.squashfs"
 )
+
+// featureTremplin is what a manifest says of an image that has containers.
+const featureTremplin = "tremplin"
 
 // seal copies a file that a caller chose into sealed memory: the hypervisor,
 // another user, can open that, and nobody can change it once it was checked.

@@ -62,8 +62,25 @@ func (o opening) boot(ctx context.Context, req *pb.StartVmRequest, fds fdMap, p 
 	}
 	p.spec.Initrd = p.add(initrd)
 
-	return o.root(ctx, req, fds[pb.StartVmRequest_ROOTFS], rootPath, func() (*os.File, error) { return installed(img.rootfs) }, p)
+	fd := fds[pb.StartVmRequest_ROOTFS]
+	if err := o.root(ctx, req, fd, rootPath, func() (*os.File, error) { return installed(img.rootfs) }, p); err != nil {
+		return err
+	}
+	// A root file system of the caller's own knows nothing of our tools.
+	if !req.StartTermina || fd != nil || img.tools == "" {
+		return nil
+	}
+	tools, err := installed(img.tools)
+	if err != nil {
+		return err
+	}
+	p.spec.Disks = append(p.spec.Disks, vmm.Disk{File: p.add(tools), Format: vmm.FormatRaw, ReadOnly: true, Serial: toolsSerial})
+	p.tremplin = img.tremplin
+	return nil
 }
+
+// toolsSerial is how the guest's agent finds the disk with what containers need.
+const toolsSerial = "tools"
 
 // bootFile returns a sealed copy of a caller's file, or nothing when the
 // caller names none.
@@ -126,6 +143,7 @@ func (o opening) root(ctx context.Context, req *pb.StartVmRequest, fd *os.File, 
 // disks opens the request's disks and the storage descriptor, in the order in
 // which the guest sees them.
 func (o opening) disks(ctx context.Context, req *pb.StartVmRequest, fds fdMap, p *plan) error {
+	first := deviceName(len(p.spec.Disks))
 	for i, d := range req.Disks {
 		if err := o.disk(ctx, i, d, p); err != nil {
 			return fmt.Errorf("disk %d: %w", i, err)
@@ -134,7 +152,7 @@ func (o opening) disks(ctx context.Context, req *pb.StartVmRequest, fds fdMap, p
 	storage := fds[pb.StartVmRequest_STORAGE]
 	stateful := ""
 	if len(req.Disks) > 0 {
-		stateful = deviceName(1)
+		stateful = first
 	}
 	if storage != nil {
 		if !writable(storage) {

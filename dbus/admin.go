@@ -45,7 +45,9 @@ func listDiskUsage(h Concierge1) PlainMethod {
 
 // getServiceInfo tells facts about the host and the service, and nothing of
 // anybody's VMs.
-func getServiceInfo(h Concierge1) PlainMethod {
+func getServiceInfo(h interface {
+	GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error)
+}) PlainMethod {
 	return PlainMethod{
 		Name: "GetServiceInfo", Right: policy.RightAny,
 		Out: []Arg{{"info", "a{sv}"}},

@@ -15,7 +15,12 @@ import (
 // settings.
 const maxPlain = 64 << 10
 
-// readArgs reads the arguments of msg, which must be those of in.
+// An fdIndex stands for a descriptor among arguments, until it is taken out of
+// the message.
+type fdIndex uint32
+
+// readArgs reads the arguments of msg, which must be those of in. Descriptors
+// stay with the message, see takeArgs.
 func readArgs(msg *message, in []Arg) ([]any, error) {
 	if want := signatureOf(in); msg.signature != want {
 		return nil, fmt.Errorf("the arguments have the type %q, not %q", msg.signature, want)
@@ -25,6 +30,7 @@ func readArgs(msg *message, in []Arg) ([]any, error) {
 	}
 	r := bodyReader{order: msg.order, b: msg.bodyBytes()}
 	var values []any
+	var indexes []uint32
 	for _, arg := range in {
 		switch arg.Type {
 		case "s":
@@ -35,9 +41,36 @@ func readArgs(msg *message, in []Arg) ([]any, error) {
 			values = append(values, r.bool())
 		case "a{sv}":
 			values = append(values, r.dict())
+		case "h":
+			i := r.uint32()
+			indexes = append(indexes, i)
+			values = append(values, fdIndex(i))
 		}
 	}
-	return values, r.end()
+	if err := r.end(); err != nil {
+		return nil, err
+	}
+	return values, checkIndexes(indexes, len(msg.fds))
+}
+
+// takeArgs makes files of the descriptors among arguments. They are the
+// caller's to close.
+func (m *message) takeArgs(values []any) []*os.File {
+	var indexes []uint32
+	for _, v := range values {
+		if i, ok := v.(fdIndex); ok {
+			indexes = append(indexes, uint32(i))
+		}
+	}
+	files := m.takeFiles(indexes)
+	n := 0
+	for i, v := range values {
+		if _, ok := v.(fdIndex); ok {
+			values[i] = files[n]
+			n++
+		}
+	}
+	return files
 }
 
 func signatureOf(args []Arg) string {

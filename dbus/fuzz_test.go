@@ -65,6 +65,7 @@ func FuzzCall(f *testing.F) {
 	add("ayh", 1, request, dbus.UnixFDIndex(0))
 	add("ayah", 2, request, []dbus.UnixFDIndex{1, 0})
 	add("ss", 0, "a", "b")
+	add("sssh", 2, "vm", "", "penguin", dbus.UnixFDIndex(1))
 	add("ssu", 0, "vm", "", uint32(1))
 	add("ssa{sv}", 0, "vm", "", map[string]dbus.Variant{"memory": dbus.MakeVariant(uint64(1)), "network": dbus.MakeVariant("none")})
 	add("ssa{sv}", 0, "vm", "", map[string]dbus.Variant{"follow": dbus.MakeVariant(true), "lines": dbus.MakeVariant(uint32(5))})
@@ -72,6 +73,9 @@ func FuzzCall(f *testing.F) {
 	f.Add("ssa{sv}", []byte("\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x18\x00\x00\x00\x01\x00\x00\x00x\x00\x03a()\x00\x00\x00\x00\x00\x08\x00\x00\x00"), byte(0), false)
 	tables := [][]Arg{{}, {{"a", "s"}}, {{"a", "s"}, {"b", "s"}}}
 	for _, m := range Concierge1Interface(nil).Methods {
+		tables = append(tables, m.In)
+	}
+	for _, m := range Cicerone1Interface(nil).Methods {
 		tables = append(tables, m.In)
 	}
 	f.Fuzz(func(t *testing.T, sig string, b []byte, nfds byte, big bool) {
@@ -90,6 +94,9 @@ func FuzzCall(f *testing.F) {
 					if d, ok := arg.(map[string]any); ok {
 						readSettings(d)
 						readLogOptions(d)
+					}
+					if i, ok := arg.(fdIndex); ok && int(i) >= int(nfds) {
+						t.Fatalf("descriptor %d of %d", i, nfds)
 					}
 				}
 			}

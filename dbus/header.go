@@ -14,6 +14,8 @@ const (
 	typeSignal = 4
 
 	flagNoReply = 0x1
+	// flagNoAutoStart keeps the bus from starting a service for a call.
+	flagNoAutoStart = 0x2
 	// flagInteractive is ALLOW_INTERACTIVE_AUTHORIZATION.
 	flagInteractive = 0x4
 )

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -39,13 +40,14 @@ type PlainMethod struct {
 	handle func(context.Context, *plainCall) ([]any, error)
 }
 
-// An Arg is an argument or a result. Arguments are of the types s, u, b and
-// a{sv}; an argument owner_id is the owner word of a RightOwn or RightAdmin
+// An Arg is an argument or a result. Arguments are of the types s, u, b, a{sv}
+// and h; an argument owner_id is the owner word of a RightOwn or RightAdmin
 // method.
 type Arg struct{ Name, Type string }
 
 // A plainCall is what the handler of a PlainMethod is called with: a string,
-// uint32, bool or map[string]any for each of In.
+// uint32, bool, map[string]any or *os.File for each of In. Files are closed when
+// the handler returns.
 type plainCall struct {
 	session *session
 	subject policy.Subject
@@ -67,7 +69,7 @@ func (m *PlainMethod) check() error {
 		return errors.New("it has no argument owner_id")
 	}
 	for _, arg := range m.In {
-		if arg.Type != "s" && arg.Type != "u" && arg.Type != "b" && arg.Type != "a{sv}" {
+		if !slices.Contains([]string{"s", "u", "b", "a{sv}", "h"}, arg.Type) {
 			return fmt.Errorf("arguments of type %q can't be read", arg.Type)
 		}
 	}
@@ -128,6 +130,7 @@ func (e *plainEndpoint) serve(ctx context.Context, c *call) (body, error) {
 	if err != nil {
 		return body{}, newError(errInvalidArgs, "%v", err)
 	}
+	defer closeFiles(c.takeArgs(args))
 	c.raw = nil
 	c.ticket.parsed()
 	word := ""

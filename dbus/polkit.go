@@ -52,8 +52,8 @@ var (
 // ever have: a process id could be another program's by the time that polkit
 // looks (CVE-2013-4288, CVE-2021-3560 were of that kind).
 type polkit struct {
-	session *session
-	slots   chan struct{} // of questions
+	session   *session
+	questions *turns
 	// epoch counts polkit's announcements that answers may be other ones now.
 	epoch atomic.Uint64
 	// ids tell dialogs apart, so that one can be cancelled.
@@ -63,17 +63,10 @@ type polkit struct {
 	owner   string // polkit's connection, empty when it is not known
 	dialogs map[uint32]int
 	open    int
-	lines   map[uint32]*line
-}
-
-// A line is where one user's questions wait for their turn.
-type line struct {
-	turns   chan struct{}
-	waiting int // and being asked; guarded by polkit's lock
 }
 
 func newPolkit(s *session) *polkit {
-	return &polkit{session: s, slots: make(chan struct{}, maxQuestions), dialogs: map[uint32]int{}, lines: map[uint32]*line{}}
+	return &polkit{session: s, questions: newTurns(maxQuestions, maxUserQuestions, 0), dialogs: map[uint32]int{}}
 }
 
 // A verdict is polkit's answer.
@@ -194,7 +187,7 @@ func (a *polkit) ask(ctx context.Context, p *peer, action string, interactive bo
 // dialogs do not: they may be many minutes.
 func (a *polkit) admit(ctx context.Context, uid uint32, interactive bool) (release func(), err error) {
 	if !interactive {
-		return a.queue(ctx, uid)
+		return a.questions.wait(ctx, uid)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -210,44 +203,6 @@ func (a *polkit) admit(ctx context.Context, uid uint32, interactive bool) (relea
 		if a.dialogs[uid]--; a.dialogs[uid] == 0 {
 			delete(a.dialogs, uid)
 		}
-	}, nil
-}
-
-// queue waits for a turn, first among the user's own questions, then among
-// everybody's.
-func (a *polkit) queue(ctx context.Context, uid uint32) (release func(), err error) {
-	a.mu.Lock()
-	l := a.lines[uid]
-	if l == nil {
-		l = &line{turns: make(chan struct{}, maxUserQuestions)}
-		a.lines[uid] = l
-	}
-	l.waiting++
-	a.mu.Unlock()
-	leave := func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if l.waiting--; l.waiting == 0 {
-			delete(a.lines, uid)
-		}
-	}
-	select {
-	case l.turns <- struct{}{}:
-	case <-ctx.Done():
-		leave()
-		return nil, context.Cause(ctx)
-	}
-	select {
-	case a.slots <- struct{}{}:
-	case <-ctx.Done():
-		<-l.turns
-		leave()
-		return nil, context.Cause(ctx)
-	}
-	return func() {
-		<-a.slots
-		<-l.turns
-		leave()
 	}, nil
 }
 

@@ -426,7 +426,7 @@ func TestQuestionsAreAskedInTurn(t *testing.T) {
 	a := s.current.Load().polkit
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.lines) > 0 || len(a.dialogs) > 0 || len(a.slots) > 0 {
-		t.Errorf("something is left: %v %v", a.lines, a.dialogs)
+	if len(a.questions.lines) > 0 || len(a.dialogs) > 0 || len(a.questions.slots) > 0 {
+		t.Errorf("something is left: %v %v", a.questions.lines, a.dialogs)
 	}
 }

@@ -32,6 +32,9 @@ const everybody = "everybody"
 // password, and holds up nobody but this caller.
 func (c *call) authorize(ctx context.Context, p *peer, r rule, word string) (policy.Subject, error) {
 	caller := p.caller
+	if r.right == policy.RightDaemon {
+		return c.authorizeDaemon(caller, word)
+	}
 	if r.right != policy.RightOwn && r.right != policy.RightAdmin {
 		word = ""
 	}
@@ -60,8 +63,6 @@ func (c *call) authorize(ctx context.Context, p *peer, r rule, word string) (pol
 		asked, subject.Everybody = everybody, true
 	case r.right == policy.RightOwn && asked == "", r.right == policy.RightSelf:
 		err = c.use(ctx, p)
-	case r.right == policy.RightDaemon && !slices.Contains(c.session.server.opts.DaemonUIDs, caller.UID):
-		err = fmt.Errorf("%w: this is for Auberge's daemons only", policy.ErrDenied)
 	case !r.right.Known():
 		err = fmt.Errorf("%w: nobody has the right %q", policy.ErrDenied, r.right)
 	}
@@ -69,6 +70,20 @@ func (c *call) authorize(ctx context.Context, p *peer, r rule, word string) (pol
 		c.audit(ctx, caller, asked, err)
 	}
 	return subject, err
+}
+
+// authorizeDaemon lets Auberge's daemons through, nobody else, and reads the
+// owner that they name as daemons do. Where none is named it is the caller.
+func (c *call) authorizeDaemon(caller policy.Caller, word string) (policy.Subject, error) {
+	owner := policy.Owner{UID: caller.UID, Word: strconv.FormatUint(uint64(caller.UID), 10), All: true}
+	if !slices.Contains(c.session.server.opts.DaemonUIDs, caller.UID) {
+		return policy.Subject{Caller: caller, Owner: owner}, fmt.Errorf("%w: this is for Auberge's daemons only", policy.ErrDenied)
+	}
+	var err error
+	if word != "" {
+		owner, err = policy.DaemonOwner(word)
+	}
+	return policy.Subject{Caller: caller, Owner: owner}, err
 }
 
 // use fails for callers who may have no VMs. Without polkit everybody may;

@@ -117,17 +117,31 @@ func TestThePolicyLetsEverybodyCallTheTable(t *testing.T) {
 	methods := map[string][]string{
 		introspectableName: {"Introspect"}, peerName: {"Ping"}, propertiesName: {"Get", "GetAll"},
 	}
+	daemons := map[string]bool{} // what is not for everybody
 	for _, m := range ConciergeService(nil).Methods {
 		methods[ConciergeInterface] = append(methods[ConciergeInterface], m.Name)
+		daemons[m.Name] = m.Right == policy.RightDaemon
 	}
 	for _, m := range Concierge1Interface(nil).Methods {
+		if m.Right == policy.RightDaemon {
+			// Not even called by others; the service would refuse them too.
+			if _, err := invoke(t, c, Concierge1Name, m.Name, 1.5); errorName(err) != errAccessDenied {
+				t.Errorf("%s: %v", m.Name, err)
+			}
+			continue
+		}
 		methods[Concierge1Name] = append(methods[Concierge1Name], m.Name)
+		daemons[m.Name] = m.Right == policy.RightDaemon
 	}
 	for iface, members := range methods {
 		for _, member := range members {
 			// Of the wrong type for all of them: the service says so, and not
 			// the bus.
-			if _, err := invoke(t, c, iface, member, 1.5); errorName(err) != errInvalidArgs {
+			want := errInvalidArgs
+			if daemons[member] {
+				want = errAccessDenied
+			}
+			if _, err := invoke(t, c, iface, member, 1.5); errorName(err) != want {
 				t.Errorf("%s.%s: %v", iface, member, err)
 			}
 		}
@@ -158,7 +172,7 @@ func TestRightsWithoutAnOwnerWord(t *testing.T) {
 		// A word that is there all the same is nobody's business; administrators
 		// may name whom they act for.
 		owner := test.uid
-		if test.right == policy.RightAdmin {
+		if test.right == policy.RightAdmin || test.right == policy.RightDaemon {
 			owner = 1
 		}
 		p := &peer{caller: policy.Caller{UID: test.uid}}
@@ -166,6 +180,44 @@ func TestRightsWithoutAnOwnerWord(t *testing.T) {
 		if errors.Is(err, policy.ErrDenied) != test.denied || !test.denied && (got.Owner.UID != owner || got.Everybody != test.everybody) {
 			t.Errorf("%q for %d: %+v, %v", test.right, test.uid, got, err)
 		}
+	}
+}
+
+// Daemons name an owner as daemons do, labels included; for others that is no
+// owner word, and the right is refused before the word is looked at.
+func TestOwnerWordOfDaemons(t *testing.T) {
+	s := &Server{opts: Options{DaemonUIDs: []uint32{7}, UserExists: func(uint32) bool { return false }}, log: slog.New(slog.DiscardHandler)}
+	c := &call{message: &message{}, session: &session{server: s}}
+	ask := func(right policy.Right, uid uint32, word string) (policy.Subject, error) {
+		return c.authorize(t.Context(), &peer{caller: policy.Caller{UID: uid}}, rule{right: right}, word)
+	}
+	for word, want := range map[string]policy.Owner{
+		"":        {UID: 7, Word: "7", All: true},
+		"64101":   {UID: 64101, Word: "64101"},
+		"64101:x": {UID: 64101, Label: "x", Word: "x"},
+		"0":       {UID: 0, Word: "0"},
+	} {
+		if got, err := ask(policy.RightDaemon, 7, word); err != nil || got.Owner != want || got.Everybody {
+			t.Errorf("%q: %+v, %v", word, got, err)
+		}
+	}
+	for _, word := range []string{"x", "64101:", "1:a/b", "01"} {
+		if _, err := ask(policy.RightDaemon, 7, word); !errors.Is(err, policy.ErrOwner) {
+			t.Errorf("%q: %v", word, err)
+		}
+	}
+	for _, uid := range []uint32{0, 5} {
+		for _, word := range []string{"", "5", "1:a/b"} {
+			if _, err := ask(policy.RightDaemon, uid, word); !errors.Is(err, policy.ErrDenied) {
+				t.Errorf("uid %d with %q: %v", uid, word, err)
+			}
+		}
+		if _, err := ask(policy.RightOwn, uid, "64101:x"); !errors.Is(err, policy.ErrOwner) {
+			t.Errorf("uid %d names an owner as daemons do: %v", uid, err)
+		}
+	}
+	if _, err := ask(policy.RightOwn, 7, "64101:x"); !errors.Is(err, policy.ErrOwner) {
+		t.Errorf("a daemon where everybody may call: %v", err)
 	}
 }
 

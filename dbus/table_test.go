@@ -188,47 +188,96 @@ type policyRule struct {
 }
 
 func TestPolicyFileAllowsTheTableAndNothingElse(t *testing.T) {
-	text, err := os.ReadFile("../policy/bus/" + ConciergeName + ".conf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var file busPolicy
-	if err := xml.Unmarshal(text, &file); err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]bool{
-		introspectableName + ".Introspect": true, peerName + ".Ping": true,
-		propertiesName + ".Get": true, propertiesName + ".GetAll": true,
-	}
-	for _, m := range ConciergeService(nil).Methods {
-		want[ConciergeInterface+"."+m.Name] = true
-	}
-	for _, m := range Concierge1Interface(nil).Methods {
-		want[Concierge1Name+"."+m.Name] = true
-	}
-	got := map[string]bool{}
-	for _, p := range file.Policies {
-		switch {
-		case p.User == "auberge" && p.Context == "":
-			if fmt.Sprint(p.Allow) != fmt.Sprint([]policyRule{{Own: ConciergeName}}) || len(p.Deny) != 0 {
-				t.Errorf("the service's user: %+v", p)
-			}
-		case p.User == "" && p.Context == "default":
-			deny := policyRule{Destination: ConciergeName, Type: "method_call"}
-			if fmt.Sprint(p.Deny) != fmt.Sprint([]policyRule{deny}) {
-				t.Errorf("calls are not denied by default: %+v", p.Deny)
-			}
-			for _, rule := range p.Allow {
-				if rule.Own != "" || rule.Destination != ConciergeName || rule.Type != "method_call" || rule.Interface == "" || rule.Member == "" {
-					t.Errorf("a rule allows too much: %+v", rule)
-				}
-				got[rule.Interface+"."+rule.Member] = true
-			}
-		default:
-			t.Errorf("an unexpected policy: %+v", p)
+	desktop := func(name, iface string, members ...string) (rules []policyRule) {
+		for _, m := range members {
+			rules = append(rules, policyRule{Destination: name, Interface: iface, Member: m, Type: "method_call"})
 		}
+		return rules
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("table and policy differ (-table +policy):\n%s", diff)
+	for _, test := range []struct {
+		service Service
+		own     OwnInterface
+		// user is the service's, daemon that of the other one.
+		user, daemon string
+		// calls are what the service may send, names what everybody may own.
+		calls []policyRule
+		names []string
+	}{
+		{service: ConciergeService(nil), own: Concierge1Interface(nil), user: "auberge", daemon: "auberge-cicerone"},
+		{service: CiceroneService(nil), own: Cicerone1Interface(nil), user: "auberge-cicerone", daemon: "auberge",
+			calls: append(desktop(VMApplicationsName, VMApplicationsInterface, "UpdateApplicationList", "UpdateMimeTypes", "LaunchTerminal", "SelectFile"),
+				desktop(URLHandlerName, URLHandlerInterface, "OpenUrl")...),
+			names: []string{VMApplicationsName, URLHandlerName}},
+	} {
+		name := test.service.BusName
+		t.Run(name, func(t *testing.T) {
+			text, err := os.ReadFile("../policy/bus/" + name + ".conf")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var file busPolicy
+			if err := xml.Unmarshal(text, &file); err != nil {
+				t.Fatal(err)
+			}
+			// Who may send what: everybody, or the other daemon only.
+			want := map[string]string{
+				introspectableName + ".Introspect": "", peerName + ".Ping": "",
+				propertiesName + ".Get": "", propertiesName + ".GetAll": "",
+			}
+			add := func(iface, member string, right policy.Right) {
+				who := ""
+				if right == policy.RightDaemon {
+					who = test.daemon
+				}
+				want[iface+"."+member] = who
+			}
+			for _, m := range test.service.Methods {
+				add(test.service.Interface, m.Name, m.Right)
+			}
+			for _, m := range test.own.Methods {
+				add(test.own.Name, m.Name, m.Right)
+			}
+			got := map[string]string{}
+			var names []string
+			allowed := func(rules []policyRule, who string) {
+				for _, rule := range rules {
+					if rule.Own != "" && rule == (policyRule{Own: rule.Own}) && who == "" {
+						names = append(names, rule.Own)
+						continue
+					}
+					if rule.Own != "" || rule.Destination != name || rule.Type != "method_call" || rule.Interface == "" || rule.Member == "" {
+						t.Errorf("a rule allows too much: %+v", rule)
+					}
+					got[rule.Interface+"."+rule.Member] = who
+				}
+			}
+			for _, p := range file.Policies {
+				switch {
+				case p.User == test.user && p.Context == "":
+					if want := append([]policyRule{{Own: name}}, test.calls...); fmt.Sprint(p.Allow) != fmt.Sprint(want) || len(p.Deny) != 0 {
+						t.Errorf("the service's user: %+v", p)
+					}
+				case p.User == test.daemon && p.Context == "":
+					if len(p.Deny) != 0 {
+						t.Errorf("the other daemon's user: %+v", p)
+					}
+					allowed(p.Allow, p.User)
+				case p.User == "" && p.Context == "default":
+					deny := policyRule{Destination: name, Type: "method_call"}
+					if fmt.Sprint(p.Deny) != fmt.Sprint([]policyRule{deny}) {
+						t.Errorf("calls are not denied by default: %+v", p.Deny)
+					}
+					allowed(p.Allow, "")
+				default:
+					t.Errorf("an unexpected policy: %+v", p)
+				}
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("table and policy differ (-table +policy):\n%s", diff)
+			}
+			if diff := cmp.Diff(test.names, names); diff != "" {
+				t.Errorf("names that everybody may own:\n%s", diff)
+			}
+		})
 	}
 }

@@ -119,7 +119,7 @@ git_or_all() {
 }
 
 image() {
-	put 644 "$imagedir" "${IMAGE:?}"/{manifest.json,vmlinux,initramfs.cpio,rootfs.squashfs}
+	put 644 "$imagedir" "${IMAGE:?}"/{manifest.json,vmlinux,initramfs.cpio,rootfs.squashfs,tools.squashfs}
 }
 
 case ${1:-} in

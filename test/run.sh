@@ -27,7 +27,7 @@ formatted() {
 }
 
 build_image() {
-	packaging/image/build.sh --maitred bin/guest/maitred --vshd bin/guest/vshd >"$out/image"
+	packaging/image/build.sh --agents bin/guest >"$out/image"
 }
 
 build_testhost() { packaging/testhost/build.sh >"$out/testhost"; }

@@ -55,6 +55,10 @@ type kernelConn struct {
 
 func (c *kernelConn) RemoteAddr() net.Addr { return c.from }
 
+func (c *kernelConn) SyscallConn() (syscall.RawConn, error) {
+	return c.Conn.(syscall.Conn).SyscallConn()
+}
+
 func (c *kernelConn) Close() error {
 	c.once.Do(func() { close(c.closed) })
 	return c.Conn.Close()
@@ -63,8 +67,10 @@ func (c *kernelConn) Close() error {
 // dial lets a stream from a CID arrive.
 func (l *kernelListener) dial(t *testing.T, cid, port uint32) *kernelConn {
 	t.Helper()
-	return l.arrive(t, &mdlayher.Addr{ContextID: cid, Port: port})
+	return l.arrive(t, kernelAddr(cid, port))
 }
+
+func kernelAddr(cid, port uint32) net.Addr { return &mdlayher.Addr{ContextID: cid, Port: port} }
 
 func (l *kernelListener) arrive(t *testing.T, from net.Addr) *kernelConn {
 	t.Helper()

@@ -84,7 +84,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 }
 
 func run(ctx context.Context, o *options) error {
-	log := (&setup.Options{LogLevel: o.logLevel}).Logger()
+	log := setup.Logger(o.logLevel)
 	peer, err := setup.LookupUser(o.peer)
 	if err != nil {
 		return fmt.Errorf("--peer-user: %w", err)

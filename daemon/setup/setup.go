@@ -17,27 +17,17 @@ import (
 	"github.com/auberge-vm/auberge/policy"
 )
 
-// Options are the flags that every daemon has.
-type Options struct {
-	Bus        string
-	StateDir   string
-	RuntimeDir string
-	ImageDir   string
-	Accel      string
-	Vsock      string
-	Config     string
-	LogLevel   slog.Level
-	Broadcast  bool
+// Common are the flags of every daemon on a bus.
+type Common struct {
+	Bus       string
+	Config    string
+	LogLevel  slog.Level
+	Broadcast bool
 }
 
-// AddFlags declares the common flags.
-func (o *Options) AddFlags(f *pflag.FlagSet) {
+// AddFlags declares them.
+func (o *Common) AddFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.Bus, "bus", "system", "the bus: system, session or a D-Bus address")
-	f.StringVar(&o.StateDir, "state-dir", "", "where disk images and settings are kept (default /var/lib/auberge; below $XDG_STATE_HOME on a session bus)")
-	f.StringVar(&o.RuntimeDir, "runtime-dir", "", "where running VMs have their sockets (default /run/auberge; below $XDG_RUNTIME_DIR on a session bus)")
-	f.StringVar(&o.ImageDir, "image-dir", "/usr/share/auberge/image", "the installed guest image")
-	f.StringVar(&o.Accel, "accel", "auto", "accelerator: auto (KVM when a probe shows that it runs guests), kvm or tcg")
-	f.StringVar(&o.Vsock, "vsock", "auto", "vsock transport: auto (user), user (a private Unix socket per VM) or kernel (vhost-vsock)")
 	f.StringVar(&o.Config, "config", "", "configuration file: lines of \"flag = value\", with a section for each daemon (see auberge.conf); the command line wins")
 	f.TextVar(&o.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.BoolVar(&o.Broadcast, "broadcast-signals", false, "send signals to everybody instead of the VM's owner (always so on a session bus)")
@@ -45,23 +35,59 @@ func (o *Options) AddFlags(f *pflag.FlagSet) {
 
 // Finish reads the configuration file, with the section of the given daemon,
 // and fills in what depends on the bus.
-func (o *Options) Finish(f *pflag.FlagSet, daemon string) error {
+func (o *Common) Finish(f *pflag.FlagSet, daemon string) error {
 	if o.Config != "" {
 		if err := LoadConfig(f, o.Config, daemon); err != nil {
 			return err
 		}
 	}
-	session := o.Bus == "session"
-	o.Broadcast = o.Broadcast || session
+	o.Broadcast = o.Broadcast || o.Bus == "session"
+	return nil
+}
+
+// Logger is the daemon's log.
+func (o *Common) Logger() *slog.Logger { return Logger(o.LogLevel) }
+
+// DefaultStateDir is where a daemon keeps what stays: a directory of the given
+// name, on a session bus in the user's own.
+func (o *Common) DefaultStateDir(name string) string {
+	if o.Bus != "session" {
+		return filepath.Join("/var/lib", name)
+	}
+	return filepath.Join(xdg("XDG_STATE_HOME", ".local/state"), name)
+}
+
+// Options are the flags of a daemon that runs VMs.
+type Options struct {
+	Common
+	StateDir   string
+	RuntimeDir string
+	ImageDir   string
+	Accel      string
+	Vsock      string
+}
+
+// AddFlags declares them.
+func (o *Options) AddFlags(f *pflag.FlagSet) {
+	o.Common.AddFlags(f)
+	f.StringVar(&o.StateDir, "state-dir", "", "where disk images and settings are kept (default /var/lib/auberge; below $XDG_STATE_HOME on a session bus)")
+	f.StringVar(&o.RuntimeDir, "runtime-dir", "", "where running VMs have their sockets (default /run/auberge; below $XDG_RUNTIME_DIR on a session bus)")
+	f.StringVar(&o.ImageDir, "image-dir", "/usr/share/auberge/image", "the installed guest image")
+	f.StringVar(&o.Accel, "accel", "auto", "accelerator: auto (KVM when a probe shows that it runs guests), kvm or tcg")
+	f.StringVar(&o.Vsock, "vsock", "auto", "vsock transport: auto (user), user (a private Unix socket per VM) or kernel (vhost-vsock)")
+}
+
+// Finish is Common's, and fills in where things are.
+func (o *Options) Finish(f *pflag.FlagSet, daemon string) error {
+	if err := o.Common.Finish(f, daemon); err != nil {
+		return err
+	}
 	if o.StateDir == "" {
-		o.StateDir = "/var/lib/auberge"
-		if session {
-			o.StateDir = filepath.Join(xdg("XDG_STATE_HOME", ".local/state"), "auberge")
-		}
+		o.StateDir = o.DefaultStateDir("auberge")
 	}
 	if o.RuntimeDir == "" {
 		o.RuntimeDir = "/run/auberge"
-		if session {
+		if o.Bus == "session" {
 			dir := os.Getenv("XDG_RUNTIME_DIR")
 			if dir == "" {
 				return errors.New("XDG_RUNTIME_DIR is not set: give --runtime-dir")
@@ -79,9 +105,6 @@ func xdg(variable, below string) string {
 	home, _ := os.UserHomeDir()
 	return filepath.Join(home, below)
 }
-
-// Logger is the daemon's log.
-func (o *Options) Logger() *slog.Logger { return Logger(o.LogLevel) }
 
 // LookupUser finds a user by name or number, with the user's groups: that of
 // /dev/kvm is often one of them.

@@ -2,57 +2,14 @@ package main
 
 import (
 	"context"
-	"log/slog"
 	"maps"
 	"os"
-	"time"
-
-	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/concierge"
 	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/helper"
 	"github.com/auberge-vm/auberge/policy"
 )
-
-// emitTimeout bounds what telling people about a VM may cost the VM.
-const emitTimeout = 5 * time.Second
-
-// events sends the service's announcements to the bus. The service exists
-// before the bus is reached; what it says until then waits.
-type events struct {
-	log    *slog.Logger
-	ready  chan struct{} // closed when server is on the bus
-	over   chan struct{} // closed when it will not be any more
-	server *dbus.Server
-}
-
-// Emit implements concierge.Events.
-func (e *events) Emit(owner uint32, signal string, msg proto.Message) {
-	e.send(signal, func(ctx context.Context) error { return e.server.Emit(ctx, owner, signal, msg) })
-}
-
-// EmitChange implements concierge.Events.
-func (e *events) EmitChange(owner uint32, signal, instance string, sequence uint64, what map[string]any) {
-	e.send(signal, func(ctx context.Context) error {
-		return e.server.EmitOwn(ctx, owner, signal, instance, sequence, what)
-	})
-}
-
-func (e *events) send(signal string, f func(context.Context) error) {
-	ctx, cancel := context.WithTimeout(context.Background(), emitTimeout)
-	defer cancel()
-	select {
-	case <-e.ready:
-	case <-e.over:
-		return
-	case <-ctx.Done():
-		return
-	}
-	if err := f(ctx); err != nil {
-		e.log.Warn("send a signal", "signal", signal, "err", err)
-	}
-}
 
 // own serves our own interface by the same service.
 type own struct {
@@ -121,6 +78,27 @@ func (o own) GetAllState(ctx context.Context, s policy.Subject) (dbus.State, err
 
 func (o own) ListDiskUsage(ctx context.Context, s policy.Subject) ([]map[string]any, error) {
 	return o.service.ListDiskUsage(ctx, s)
+}
+
+func (o own) ListVMEndpoints(ctx context.Context) ([]map[string]any, error) {
+	return o.service.ListVMEndpoints(ctx)
+}
+
+func (o own) OpenVMEndpoints(ctx context.Context, cid uint32) (dbus.VMEndpoints, error) {
+	e, err := o.service.OpenVMEndpoints(ctx, cid)
+	return dbus.VMEndpoints(e), err
+}
+
+func (o own) ConnectVMVsock(ctx context.Context, cid, port uint32) (*os.File, error) {
+	return o.service.ConnectVMVsock(ctx, cid, port)
+}
+
+func (o own) TremplinReady(ctx context.Context, cid uint32) error {
+	return o.service.TremplinReady(ctx, cid)
+}
+
+func (o own) GetContainerKeys(ctx context.Context, cid uint32, container string) (authorized, host string, err error) {
+	return o.service.GetContainerKeys(ctx, cid, container)
 }
 
 func (o own) GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error) {

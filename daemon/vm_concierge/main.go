@@ -10,10 +10,10 @@ import (
 	"sync"
 	"syscall"
 
-	sddaemon "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/auberge-vm/auberge/concierge"
+	"github.com/auberge-vm/auberge/daemon/setup/onbus"
 	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vsock"
@@ -55,13 +55,16 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	bus := dbus.Options{Bus: o.Bus, Log: log, BroadcastSignals: o.Broadcast}
-	if err := o.rights(&bus); err != nil {
+	bus, err := onbus.Options(&o.Common, &o.rights, log)
+	if err != nil {
 		return err
 	}
 	cfg.KernelSocket = newSocketStore(log, cfg.Vsock == vsock.ModeKernel).socket
-	events := &events{log: log, ready: make(chan struct{}), over: make(chan struct{})}
+	events := onbus.NewEvents(log)
 	cfg.Events = events
+	cicerone := containers{dbus.NewCiceroneClient(o.Bus, log)}
+	defer cicerone.client.Close()
+	cfg.Containers = cicerone
 	serveMetrics, err := o.measure(log, &cfg, &bus)
 	if err != nil {
 		return err
@@ -71,7 +74,7 @@ func run(ctx context.Context, o *options) error {
 		return err
 	}
 	defer service.Close()
-	defer close(events.over) // or Close would wait for a bus, once for each signal
+	defer events.Over() // or Close would wait for a bus, once for each signal
 	bus.UserExists = func(uid uint32) bool { return policy.UserExists(uid) || service.Keeps(uid) }
 	server, err := dbus.New(
 		[]dbus.Service{dbus.ConciergeService(service)},
@@ -80,7 +83,6 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	events.server = server
 	endMetrics, err := serveMetrics(ctx, service)
 	if err != nil {
 		return err
@@ -90,12 +92,12 @@ func run(ctx context.Context, o *options) error {
 	var listening sync.WaitGroup
 	defer listening.Wait()
 	defer cancel()
+	ready := make(chan struct{})
+	listening.Go(func() { cicerone.follow(ctx, ready, service) })
 	listening.Go(func() { dbus.NewLogind(o.Bus, log, service).Run(ctx) })
 	return server.Run(ctx, func() {
-		close(events.ready)
-		log.Info("ready", "bus", o.Bus)
-		if _, err := sddaemon.SdNotify(false, sddaemon.SdNotifyReady); err != nil {
-			log.Warn("tell the service manager", "err", err)
-		}
+		events.Ready(server)
+		close(ready)
+		onbus.Ready(log, o.Bus)
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/auberge-vm/auberge/concierge"
 	"github.com/auberge-vm/auberge/concierge/host"
 	"github.com/auberge-vm/auberge/daemon/setup"
+	"github.com/auberge-vm/auberge/daemon/setup/onbus"
 	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/helper"
 	"github.com/auberge-vm/auberge/policy"
@@ -44,8 +45,7 @@ type options struct {
 	logout     string
 	update     string
 	vulnerable bool
-	polkit     string
-	daemons    []string
+	rights     onbus.Rights
 	space      time.Duration
 	metrics    string
 	// metricsGroup may read the metrics, besides the service's own user.
@@ -72,8 +72,7 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.passwd, "passwd", "", "the file of the machine's accounts: VMs of an account that is removed are stopped (default /etc/passwd, and what else the name service knows)")
 	f.StringVar(&o.logout, "logout", string(concierge.LogoutKeep), "what becomes of a user's VMs when the user's last session ends: keep, stop or suspend")
 	f.StringVar(&o.update, "image-update", "auto", "auto: a packaged guest image that is another one than before is taken into use at the start; manual: only when an administrator asks for it")
-	f.StringVar(&o.polkit, "polkit", "", "required: polkit decides who may use VMs and who may manage other people's, and nobody is let in when it cannot be asked; off: every user may use VMs, and root alone manages other people's (default required on the system bus, off on others)")
-	f.StringSliceVar(&o.daemons, "daemon-users", nil, "users of Auberge's other daemons, which hear of everybody's VMs")
+	o.rights.AddFlags(f)
 	f.DurationVar(&o.space, "space-interval", 10*time.Second, "how often the free space of the image store is looked at, which guests with sparse disks are told")
 	f.StringVar(&o.metrics, "metrics", "", "serve metrics for Prometheus on this Unix socket")
 	f.StringVar(&o.metricsGroup, "metrics-group", "", "a group that may read the metrics, which the service's user has to be in (default: nobody else)")
@@ -156,27 +155,6 @@ func (o *options) config(log *slog.Logger) (concierge.Config, error) {
 	return cfg, nil
 }
 
-// rights makes what the bus has to know about who may do what.
-func (o *options) rights(b *dbus.Options) error {
-	switch o.polkit {
-	case "":
-		b.Polkit = o.Bus == "system"
-	case "required":
-		b.Polkit = true
-	case "off":
-	default:
-		return fmt.Errorf("--polkit %q: must be required or off", o.polkit)
-	}
-	for _, name := range o.daemons {
-		cred, err := setup.LookupUser(name)
-		if err != nil {
-			return fmt.Errorf("--daemon-users: %w", err)
-		}
-		b.DaemonUIDs = append(b.DaemonUIDs, cred.UID)
-	}
-	return nil
-}
-
 // launcher decides how VMs are started, and as whom: never as root and never
 // with a capability.
 func (o *options) launcher(cfg *concierge.Config, log *slog.Logger) error {
@@ -234,11 +212,7 @@ func (o *options) supervisorPath() (string, error) {
 
 // facts are what everybody may know of how this service is set up.
 func (o *options) facts(bus dbus.Options) map[string]any {
-	polkit := "off"
-	if bus.Polkit {
-		polkit = "required"
-	}
-	d := map[string]any{"polkit": polkit, "vm_units": o.units, "helper": o.helper,
+	d := map[string]any{"polkit": onbus.PolkitWord(bus), "vm_units": o.units, "helper": o.helper,
 		"qemu": o.qemu, "vsock_backend": o.backend}
 	if o.Config != "" {
 		d["config"] = o.Config

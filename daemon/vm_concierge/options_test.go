@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/auberge-vm/auberge/concierge"
+	"github.com/auberge-vm/auberge/daemon/setup/onbus"
 	"github.com/auberge-vm/auberge/daemon/setup/setuptest"
-	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/packaging"
 )
 
@@ -86,7 +86,7 @@ func TestOptionsAreChecked(t *testing.T) {
 			if err := f.Parse(args); err != nil {
 				t.Fatal(err)
 			}
-			err = o.rights(&dbus.Options{})
+			_, err = onbus.Options(&o.Common, &o.rights, slog.New(slog.DiscardHandler))
 		}
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", args, err, want)

@@ -79,7 +79,8 @@ func SystemFor(t testing.TB, serviceUser string) *Bus {
 		if err != nil {
 			t.Fatal(err)
 		}
-		policies[filepath.Base(file)] = strings.ReplaceAll(string(text), `user="auberge"`, `user="`+serviceUser+`"`)
+		policies[filepath.Base(file)] = strings.NewReplacer(`user="auberge"`, `user="`+serviceUser+`"`,
+			`user="auberge-cicerone"`, `user="`+serviceUser+`"`).Replace(string(text))
 	}
 	policies["polkit.conf"] = strings.ReplaceAll(polkitPolicy, "@USER@", serviceUser)
 	return start(t, string(template), policies)

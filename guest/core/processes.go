@@ -200,6 +200,16 @@ func (t *Table) Start(c Command) (*Process, error) {
 	return p, nil
 }
 
+// Signal sends a signal to the process alone; nothing happens when it has
+// ended.
+func (p *Process) Signal(sig unix.Signal) {
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	if _, ok := p.table.children[p.Pid]; ok {
+		unix.Kill(p.Pid, sig)
+	}
+}
+
 // Kill sends SIGKILL to the process and its group; nothing happens when the
 // process has ended.
 func (p *Process) Kill() {

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A service that ends more than respawnMax times within respawnWindow is
@@ -23,14 +25,15 @@ type Supervisor struct {
 
 	ctx     context.Context // done when services are no longer restarted
 	cancel  context.CancelFunc
-	mu      sync.Mutex // orders Start before or after Stop
+	mu      sync.Mutex // orders Start before or after Stop, and guards current
+	current map[string]*Process
 	running sync.WaitGroup
 }
 
 // NewSupervisor returns a supervisor of services started through t.
 func NewSupervisor(t *Table, log *slog.Logger) *Supervisor {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Supervisor{table: t, log: log, now: time.Now, ctx: ctx, cancel: cancel}
+	return &Supervisor{table: t, log: log, now: time.Now, ctx: ctx, cancel: cancel, current: map[string]*Process{}}
 }
 
 // Start runs a service and keeps it running. An error says that it could not
@@ -45,6 +48,7 @@ func (s *Supervisor) Start(name string, c Command) error {
 	if err != nil {
 		return err
 	}
+	s.current[name] = p
 	s.log.Info("service started", "service", name, "pid", p.Pid)
 	s.running.Go(func() { s.keep(name, c, p) })
 	return nil
@@ -69,6 +73,9 @@ func (s *Supervisor) keep(name string, c Command, p *Process) {
 			s.log.Error("service stopped: it cannot be started again", "service", name, "err", err)
 			return
 		}
+		s.mu.Lock()
+		s.current[name] = p
+		s.mu.Unlock()
 	}
 }
 
@@ -79,6 +86,25 @@ func (s *Supervisor) Stop() {
 	s.cancel()
 	s.mu.Unlock()
 	s.running.Wait()
+}
+
+// End sends a signal to a service, which Stop has been called before, and waits
+// until it has ended or the grace is over. One that does not run is left alone.
+func (s *Supervisor) End(name string, sig unix.Signal, grace time.Duration) {
+	s.mu.Lock()
+	p := s.current[name]
+	s.mu.Unlock()
+	if p == nil {
+		return
+	}
+	p.Signal(sig)
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	if exit, err := p.Wait(ctx); err != nil {
+		s.log.Info("service still running", "service", name, "signal", unix.SignalName(sig), "after", grace)
+	} else {
+		s.log.Info("service ended", "service", name, "end", exit.String())
+	}
 }
 
 // A respawnLimit allows so many respawns in any window of time.

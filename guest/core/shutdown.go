@@ -21,28 +21,50 @@ const killGrace = 5 * time.Second
 var errNotInit = errors.New("only PID 1 may end every process")
 
 // EndAll ends every process but this one, which must be PID 1: SIGTERM, and
-// SIGKILL for what is left after grace. No process starts any more from the
-// moment it is called.
+// SIGKILL for what is left after grace. What runs in containers is ended by
+// their own PID 1, if it is in time. No process starts any more from the moment
+// it is called.
 func (t *Table) EndAll(grace time.Duration) error {
-	// kill(-1) spares nobody but the caller.
+	// kill(-1) below spares nobody but the caller.
 	if os.Getpid() != 1 {
 		return errNotInit
 	}
 	t.refuse()
-	if t.signalAll(unix.SIGTERM, grace) {
+	terminateOwn()
+	if t.awaitAll(grace) {
 		return nil
 	}
 	t.log.Warn("killing what did not end in time", "grace", grace, "processes", strings.Join(userProcesses(), " "))
-	if t.signalAll(unix.SIGKILL, killGrace) {
+	unix.Kill(-1, unix.SIGKILL)
+	if t.awaitAll(killGrace) {
 		return nil
 	}
 	return fmt.Errorf("some processes cannot be killed: %s", strings.Join(userProcesses(), " "))
 }
 
-// signalAll tells whether every process was gone in time. A PID 1 inherits
+// terminateOwn sends SIGTERM to the processes of this PID name space. A
+// container's systemd would take it for an order to start itself again.
+func terminateOwn() {
+	mine, err := os.Readlink("/proc/self/ns/pid")
+	entries, listErr := os.ReadDir("/proc")
+	if err != nil || listErr != nil {
+		unix.Kill(-1, unix.SIGTERM)
+		return
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		if theirs, err := os.Readlink("/proc/" + e.Name() + "/ns/pid"); err == nil && theirs == mine {
+			unix.Kill(pid, unix.SIGTERM)
+		}
+	}
+}
+
+// awaitAll tells whether every process was gone in time. A PID 1 inherits
 // whatever loses its parent, so "gone" is to have no children.
-func (t *Table) signalAll(sig unix.Signal, grace time.Duration) bool {
-	unix.Kill(-1, sig)
+func (t *Table) awaitAll(grace time.Duration) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
 	return t.waitChildless(ctx) == nil

@@ -38,6 +38,11 @@ type Server struct {
 	resolvPath  string
 	consolePath string
 	statefulDir string
+	toolsDir    string
+	findDisk    func(serial string) (device string, err error)
+
+	// reservedVsock: the host dials from reserved ports only.
+	reservedVsock bool
 
 	network sync.Mutex // one change of the network at a time
 	storage sync.Mutex // one change of the disks at a time
@@ -46,6 +51,8 @@ type Server struct {
 	resize  *resize
 	// stateful is how mounting the stateful disk went; storage guards it.
 	stateful pb.StartTerminaResponse_MountResult
+	// containers says that what runs them was started; storage guards it.
+	containers bool
 
 	askShutdown func()
 	shutdown    chan struct{} // closed when the host asked for the end
@@ -64,6 +71,8 @@ func NewServer(table *core.Table, services *core.Supervisor, log *slog.Logger) *
 		resolvPath:  core.ResolvPath,
 		consolePath: "/dev/console",
 		statefulDir: statefulDir,
+		toolsDir:    toolsDir,
+		findDisk:    core.DiskBySerial,
 		syncing:     make(chan struct{}, 1),
 		resize:      newResize(),
 		askShutdown: sync.OnceFunc(func() { close(shutdown) }),

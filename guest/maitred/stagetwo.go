@@ -60,6 +60,7 @@ func runStageTwo() error {
 	table := core.NewTable(log)
 	services := core.NewSupervisor(table, log)
 	server := NewServer(table, services, log)
+	server.reservedVsock = params.ReservedVsock
 	listener, err := vsock.ListenGuest(vsock.PortMaitred, params.ReservedVsock)
 	if err != nil {
 		return fmt.Errorf("the host cannot reach this VM: %w", err)
@@ -82,6 +83,7 @@ func runStageTwo() error {
 	awaitEnd(log, signals, server.shutdown, failed)
 	cancel()
 	services.Stop()
+	server.endContainers()
 	server.resize.stop(endGrace)
 	if err := table.EndAll(endGrace); err != nil {
 		log.Error("going on without them", "err", err)

@@ -23,7 +23,7 @@ const terminaPath = "/run/auberge/termina.env"
 // StartTermina mounts the stateful disk, formatting it when it holds no file
 // system, and makes the file system as large as the disk. A second call finds
 // it mounted and changes nothing there. What the request says of containers is
-// left for their manager at terminaPath.
+// left at terminaPath for their manager, which is started.
 func (s *Server) StartTermina(ctx context.Context, req *pb.StartTerminaRequest) (*pb.StartTerminaResponse, error) {
 	device := req.StatefulDevice
 	if !strings.HasPrefix(device, "/dev/") || hasNUL(device) {
@@ -49,6 +49,7 @@ func (s *Server) StartTermina(ctx context.Context, req *pb.StartTerminaRequest) 
 		return &pb.StartTerminaResponse{MountResult: pb.StartTerminaResponse_FAILURE, FreeBytes: -1}, nil
 	}
 	s.keepSettings(req, settings)
+	s.startContainers(ctx, settings)
 	resp := &pb.StartTerminaResponse{MountResult: s.stateful, FreeBytes: -1}
 	free, err := core.FreeBytes(s.statefulDir)
 	if err != nil {

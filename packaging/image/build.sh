@@ -1,47 +1,60 @@
 #!/bin/bash
-# build.sh [--maitred FILE] [--vshd FILE] [--out DIR] [--key]
+# build.sh [--agents DIR] [--maitred FILE] [--vshd FILE] [--tremplin FILE]
+#	[--garcon FILE] [--out DIR] [--key]
 #
 # Builds the guest image and prints the directory it is in as its last line;
 # all else goes to stderr. What is in it: README.md.
 #
-# The image is kept under ${XDG_CACHE_HOME:-~/.cache}/auberge/image, in two
-# layers named by a hash of all that goes into them: base/ (kernel, modules,
-# root; about a minute) and images/ (base and our agents; a second). --out makes
-# a copy in DIR as well, and that is what is printed. --key only prints the keys
-# that this run would use, of the base and of the image.
+# The agents are files of DIR (bin/guest unless given) with their names, or those
+# that are named one by one. The image is kept under
+# ${XDG_CACHE_HOME:-~/.cache}/auberge/image, in three layers named by a hash of
+# all that goes into them: base/ (kernel, modules, root; about a minute),
+# container/ (the containers' root; about a minute) and images/ (these two and our
+# agents; a few seconds). --out makes a copy in DIR as well, and that is what is
+# printed. --key only prints the keys that this run would use, of the base, of
+# the containers' root and of the image.
 set -euo pipefail
 umask 022
 export LC_ALL=C
 
 recipe=$(cd "$(dirname "$0")" && pwd)
 repo=$(cd "$recipe/../.." && pwd)
-layers="base images"
+layers="base container images"
 . "$recipe/cache.sh"
 
 usage() {
-	echo "usage: build.sh [--maitred FILE] [--vshd FILE] [--out DIR] [--key]" >&2
+	sed -n '2,3s/^#[[:space:]]*//p' "$0" | sed '1s/^/usage: /; 2s/^/\t/' >&2
 	exit 2
 }
 
 parse_arguments() {
-	maitred=$repo/bin/guest/maitred vshd=$repo/bin/guest/vshd destination='' only_key=
+	local agents=$repo/bin/guest agent
+	maitred='' vshd='' tremplin='' garcon='' destination='' only_key=
 	while [ $# -gt 0 ]; do
 		case $1 in
 		--key) only_key=yes; shift; continue ;;
-		--maitred | --vshd | --out) [ -n "${2:-}" ] || usage ;;
+		--agents | --maitred | --vshd | --tremplin | --garcon | --out) [ -n "${2:-}" ] || usage ;;
 		*) usage ;;
 		esac
 		case $1 in
+		--agents) agents=$2 ;;
 		--maitred) maitred=$2 ;;
 		--vshd) vshd=$2 ;;
+		--tremplin) tremplin=$2 ;;
+		--garcon) garcon=$2 ;;
 		--out) destination=$2 ;;
 		esac
 		shift 2
 	done
-	local agent
+	: "${maitred:=$agents/maitred}" "${vshd:=$agents/vshd}"
+	: "${tremplin:=$agents/tremplin}" "${garcon:=$agents/garcon}"
 	for agent in "$maitred" "$vshd"; do
 		[ -f "$agent" ] || fail "$agent is not there: make build makes it"
 	done
+	# Without these, the image has no containers.
+	[ -f "$tremplin" ] && [ -f "$garcon" ] && features=tremplin || features=
+	[ -f "$tremplin" ] || tremplin=/dev/null
+	[ -f "$garcon" ] || garcon=/dev/null
 }
 
 # The hash of everything that decides what base.sh makes, the state of Debian's
@@ -57,11 +70,27 @@ compute_base_key() {
 	} | sha256sum | cut -c1-32
 }
 
+# The same for container.sh.
+compute_container_key() {
+	{
+		echo "suite ${AUBERGE_IMAGE_SUITE:-trixie}"
+		local file
+		for file in container.sh debian.sh ../deps/apt.sh; do
+			echo "$file $(hash_of "$recipe/$file")"
+		done
+		(cd "$recipe/container" && find . -type f | sort | xargs -d '\n' sha256sum)
+	} | sha256sum | cut -c1-32
+}
+
 compute_image_key() {
 	{
 		echo "base $base_key"
+		echo "container $container_key"
 		echo "maitred $(hash_of "$maitred")"
 		echo "vshd $(hash_of "$vshd")"
+		echo "tremplin $(hash_of "$tremplin")"
+		echo "garcon $(hash_of "$garcon")"
+		echo "recipe $(declare -f make_tools | sha256sum)"
 		echo "tools $(hash_of "$recipe"/mkinitramfs/main.go "$recipe"/mkmanifest/main.go \
 			"$recipe"/manifest.go)"
 	} | sha256sum | cut -c1-32
@@ -74,19 +103,36 @@ build_tools() {
 		./packaging/image/mkinitramfs ./packaging/image/mkmanifest) 9>&-
 }
 
-ensure_base() {
-	base=$cache/base/$base_key
-	if (cd "$base" && sha256sum --quiet --check sums) 2>/dev/null; then
-		touch "$base"
+# ensure_layer LAYER KEY SCRIPT: has the layer's entry made unless it is there and
+# whole.
+ensure_layer() {
+	local layer=$1 entry=$cache/$1/$2 script=$3
+	if (cd "$entry" && sha256sum --quiet --check sums) 2>/dev/null; then
+		touch "$entry"
 		return
 	fi
-	say "building the base, which takes a minute"
+	say "building the $layer, which takes a minute"
 	local started=$SECONDS
-	mkdir "$temporary/base"
-	"$recipe/base.sh" "$temporary/base" >&2
-	(cd "$temporary/base" && find . -type f ! -name sums -exec sha256sum {} + >sums)
-	install_entry "$temporary/base" "$base"
-	say "base built in $((SECONDS - started)) s"
+	mkdir "$temporary/$layer"
+	"$recipe/$script" "$temporary/$layer" >&2
+	(cd "$temporary/$layer" && find . -type f ! -name sums -exec sha256sum {} + >sums)
+	install_entry "$temporary/$layer" "$entry"
+	say "$layer built in $((SECONDS - started)) s"
+}
+
+# make_tools FILE TIME: the disk with what containers are made of and run from.
+# Programs only: the image's own bytes are packed already.
+make_tools() {
+	local tools=$temporary/tools container=$cache/container/$container_key
+	mkdir -p "$tools/bin" "$tools/image"
+	[ "$tremplin" = /dev/null ] || install -m 755 -T "$tremplin" "$tools/bin/tremplin"
+	[ "$garcon" = /dev/null ] || install -m 755 -T "$garcon" "$tools/bin/garcon"
+	install -m 755 -T "$vshd" "$tools/bin/vshd"
+	link "$container/metadata.tar.xz" "$tools/image"
+	link "$container/rootfs.squashfs" "$tools/image"
+	tar -c -C "$tools" --sort=name --owner=0 --group=0 --numeric-owner --mode='u=rwX,go=rX' \
+		--mtime="@$2" . |
+		tar2sqfs --quiet --compressor zstd --comp-extra level=6 --block-size 131072 "$1"
 }
 
 ensure_image() {
@@ -98,16 +144,19 @@ ensure_image() {
 		fi
 		say "what the cache has of it is damaged: building it anew"
 	fi
-	ensure_base
-	local new=$temporary/image created
+	ensure_layer base "$base_key" base.sh
+	ensure_layer container "$container_key" container.sh
+	local new=$temporary/image base=$cache/base/$base_key created
 	mkdir "$new"
 	created=$(sed -n 's/^created=//p' "$base/facts")
 	link "$base/vmlinux" "$new"
 	link "$base/rootfs.squashfs" "$new"
 	"$temporary/bin/mkinitramfs" -output "$new/initramfs.cpio" -time "$created" \
 		"init=$maitred" "vshd=$vshd" "modules=$base/modules"
+	make_tools "$new/tools.squashfs" "$created"
 	"$temporary/bin/mkmanifest" -facts "$base/facts" -packages "$base/packages" \
-		-key "$image_key" -base-key "$base_key" "$new"
+		-container-packages "$cache/container/$container_key/packages" \
+		-features "$features" -key "$image_key" -base-key "$base_key" -container-key "$container_key" "$new"
 	install_entry "$new" "$image"
 }
 
@@ -134,9 +183,10 @@ export_image() {
 
 parse_arguments "$@"
 base_key=$(compute_base_key)
+container_key=$(compute_container_key)
 image_key=$(compute_image_key)
 if [ -n "$only_key" ]; then
-	printf '%s\n%s\n' "$base_key" "$image_key"
+	printf '%s\n' "$base_key" "$container_key" "$image_key"
 	exit
 fi
 

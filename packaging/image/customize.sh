@@ -9,8 +9,13 @@ root=$1
 chroot "$root" groupadd --gid 1000 chronos
 chroot "$root" useradd --uid 1000 --gid 1000 --create-home --shell /bin/bash chronos
 
+# What the ids of containers are mapped to; and uid 1000 to itself, which makes a
+# container's user the owner of the same files outside.
+printf 'root:1000000:1000000000\nroot:1000:1\n' | tee "$root/etc/subuid" >"$root/etc/subgid"
+
 # What the agent mounts on, because the root is read-only.
-mkdir -p "$root/mnt/stateful" "$root/mnt/shared" "$root/mnt/external"
+mkdir -p "$root/mnt/stateful" "$root/mnt/shared" "$root/mnt/external" \
+	"$root/opt/google/cros-containers" "$root/var/lib/lxcfs" "$root/var/lib/incus"
 
 # The agent writes the resolver's configuration (SetResolvConfig).
 rm -f "$root/etc/resolv.conf"

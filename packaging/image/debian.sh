@@ -158,15 +158,20 @@ build_root() {
 	tar -xOf "$work/root.tar" ./var/lib/dpkg/status >"$work/status"
 }
 
+# list_packages: name, version and architecture of the root's packages.
+list_packages() {
+	awk -v RS= -v FS='\n' -v OFS='\t' '{
+		delete field
+		for (i = 1; i <= NF; i++)
+			if (match($i, /^[A-Z][A-Za-z-]*: /))
+				field[substr($i, 1, RLENGTH - 2)] = substr($i, RLENGTH + 1)
+		print field["Package"], field["Version"], field["Architecture"]
+	}' "$work/status" | sort
+}
+
 write_facts() {
 	{
-		awk -v RS= -v FS='\n' -v OFS='\t' '{
-			delete field
-			for (i = 1; i <= NF; i++)
-				if (match($i, /^[A-Z][A-Za-z-]*: /))
-					field[substr($i, 1, RLENGTH - 2)] = substr($i, RLENGTH + 1)
-			print field["Package"], field["Version"], field["Architecture"]
-		}' "$work/status"
+		list_packages
 		cat "$work/kernel.package"
 	} | sort >"$out/packages"
 	cat >"$out/facts" <<-FACTS

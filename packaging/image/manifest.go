@@ -22,22 +22,29 @@ const (
 	KernelFile    = "vmlinux"             // the kernel, an uncompressed ELF file with a PVH entry
 	InitramfsFile = "initramfs.cpio"      // init, vshd and the first modules; newc, uncompressed
 	RootFile      = "rootfs.squashfs"     // the read-only root
+	ToolsFile     = "tools.squashfs"      // the containers' image, and agents that are not in the initramfs
 	ModulesDir    = "modules"             // in the initramfs: the modules to load
 	OrderFile     = ModulesDir + "/order" // in the initramfs: their file names, in load order, one a line
 )
 
+// FeatureTremplin says that the image can run containers: it has ToolsFile.
+const FeatureTremplin = "tremplin"
+
 // Manifest is what manifest.json holds.
 type Manifest struct {
 	Format        int       `json:"format"`
-	Key           string    `json:"key"`      // of the whole image: the recipe and our agents
-	BaseKey       string    `json:"base_key"` // of the recipe alone
-	Suite         string    `json:"suite"`    // Debian's code name
+	Key           string    `json:"key"`                     // of the whole image: the recipe and our agents
+	BaseKey       string    `json:"base_key"`                // of the recipe alone
+	ContainerKey  string    `json:"container_key,omitempty"` // of the containers' root
+	Suite         string    `json:"suite"`                   // Debian's code name
 	Architecture  string    `json:"architecture"`
 	KernelRelease string    `json:"kernel_release"`
 	Created       time.Time `json:"created"` // date of the archive, not of the build
 	Features      []string  `json:"features"`
 	Files         []File    `json:"files"`
 	Packages      []Package `json:"packages"`
+	// ContainerPackages are those of the containers' root.
+	ContainerPackages []Package `json:"container_packages,omitempty"`
 }
 
 // File is one file of the image directory.

@@ -1,11 +1,12 @@
 // Command mkmanifest writes the manifest of a guest image, or checks an image
 // against the one it has.
 //
-//	mkmanifest -facts FILE -packages FILE -key KEY -base-key KEY DIR
+//	mkmanifest -facts FILE -packages FILE -container-packages FILE
+//		-features LIST -key KEY -base-key KEY -container-key KEY DIR
 //	mkmanifest -check DIR
 //
-// FILEs are those of base.sh: facts has lines name=value, packages has lines
-// of name, version and architecture with tabs between.
+// FILEs are those of base.sh and container.sh: facts has lines name=value, packages
+// has lines of name, version and architecture with tabs between.
 package main
 
 import (
@@ -28,8 +29,11 @@ func main() {
 	check := flag.Bool("check", false, "only check DIR against its manifest")
 	facts := flag.String("facts", "", "the facts of the base")
 	packages := flag.String("packages", "", "the packages of the base")
+	containerPackages := flag.String("container-packages", "", "the packages of the containers' root")
 	key := flag.String("key", "", "key of the image")
 	baseKey := flag.String("base-key", "", "key of the base")
+	containerKey := flag.String("container-key", "", "key of the containers' root")
+	features := flag.String("features", "", "what the image can do, separated by commas")
 	flag.Parse()
 	if flag.NArg() != 1 {
 		log.Fatal("needs one image directory")
@@ -40,7 +44,8 @@ func main() {
 	if *check {
 		err = verify(dir)
 	} else {
-		err = create(dir, *facts, *packages, image.Manifest{Key: *key, BaseKey: *baseKey})
+		err = create(dir, *facts, *packages, *containerPackages,
+			image.Manifest{Features: strings.FieldsFunc(*features, func(c rune) bool { return c == ',' }), Key: *key, BaseKey: *baseKey, ContainerKey: *containerKey})
 	}
 	if err != nil {
 		log.Fatal(err)
@@ -55,16 +60,18 @@ func verify(dir string) error {
 	return m.Check(dir)
 }
 
-func create(dir, factsFile, packagesFile string, m image.Manifest) error {
+func create(dir, factsFile, packagesFile, containerPackagesFile string, m image.Manifest) (err error) {
 	m.Format = image.Format
-	m.Features = []string{}
 	if err := addFacts(&m, factsFile); err != nil {
 		return err
 	}
-	if err := addPackages(&m, packagesFile); err != nil {
+	if m.Packages, err = readPackages(packagesFile); err != nil {
 		return err
 	}
-	if err := m.AddFiles(dir, image.KernelFile, image.InitramfsFile, image.RootFile); err != nil {
+	if m.ContainerPackages, err = readPackages(containerPackagesFile); err != nil {
+		return err
+	}
+	if err := m.AddFiles(dir, image.KernelFile, image.InitramfsFile, image.RootFile, image.ToolsFile); err != nil {
 		return err
 	}
 	data, err := json.MarshalIndent(m, "", "  ")
@@ -101,20 +108,21 @@ func addFacts(m *image.Manifest, file string) error {
 	return nil
 }
 
-func addPackages(m *image.Manifest, file string) error {
+func readPackages(file string) ([]image.Package, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var packages []image.Package
 	for line := range strings.Lines(string(data)) {
 		fields := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		if len(fields) != 3 || fields[0] == "" || fields[1] == "" {
-			return fmt.Errorf("%s: %q is not a name, version and architecture", file, line)
+			return nil, fmt.Errorf("%s: %q is not a name, version and architecture", file, line)
 		}
-		m.Packages = append(m.Packages, image.Package{Name: fields[0], Version: fields[1], Architecture: fields[2]})
+		packages = append(packages, image.Package{Name: fields[0], Version: fields[1], Architecture: fields[2]})
 	}
-	if len(m.Packages) == 0 {
-		return fmt.Errorf("%s: no packages", file)
+	if len(packages) == 0 {
+		return nil, fmt.Errorf("%s: no packages", file)
 	}
-	return nil
+	return packages, nil
 }

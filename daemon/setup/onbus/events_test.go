@@ -1,4 +1,4 @@
-package main
+package onbus
 
 import (
 	"log/slog"
@@ -13,13 +13,13 @@ import (
 // without having reached it waits for nothing.
 func TestEventsWithoutABus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e := &events{log: slog.New(slog.DiscardHandler), ready: make(chan struct{}), over: make(chan struct{})}
+		e := NewEvents(slog.New(slog.DiscardHandler))
 		began := time.Now()
 		e.Emit(1, "VmStoppedSignal", &pb.VmStoppedSignal{})
-		if waited := time.Since(began); waited != emitTimeout {
+		if waited := time.Since(began); waited != EmitTimeout {
 			t.Errorf("waited for %v", waited)
 		}
-		close(e.over)
+		e.Over()
 		began = time.Now()
 		for range 1000 {
 			e.EmitChange(1, "VmChanged", "instance", 1, nil)
