@@ -350,12 +350,19 @@ func TestStartContainer(t *testing.T) {
 		ensure func(ctx context.Context, container, user string) error
 		then   func(t *testing.T, b *bed, s *Service)
 		status pb.ContainerStatus
+		user   string
 		err    string
 		want   []string
 	}{
 		"runs already": {status: runs, ensure: func(_ context.Context, container, user string) error {
 			if container != "penguin" || user != "ada" {
 				return fmt.Errorf("%s %s", container, user)
+			}
+			return nil
+		}},
+		"no user is named": {user: "-", status: runs, ensure: func(_ context.Context, _, user string) error {
+			if user != "user" { // uid 64101 has no account here
+				return errors.New(user)
 			}
 			return nil
 		}},
@@ -391,6 +398,9 @@ func TestStartContainer(t *testing.T) {
 			}
 			f.ensure = test.ensure
 			req := &pb.StartContainerRequest{VmName: "x", ContainerUsername: "ada"}
+			if test.user == "-" {
+				req.ContainerUsername = ""
+			}
 			resp, err := s.StartContainer(t.Context(), alice, req)
 			if test.err != "" {
 				if err == nil || !strings.Contains(err.Error(), test.err) {
