@@ -37,11 +37,20 @@ func (s *Service) recordsDir() string { return filepath.Join(s.cfg.RuntimeDir, "
 
 // writeRecord stores what a restarted service has to know of a VM.
 func (s *Service) writeRecord(v *vm, state recordState) error {
+	v.recording.Lock()
+	defer v.recording.Unlock()
+	return s.record(v, state)
+}
+
+// record is writeRecord for whoever records.
+func (s *Service) record(v *vm, state recordState) error {
 	s.mu.Lock()
 	v.mu.Lock()
+	v.recorded = state
 	r := record{UID: v.key.uid, Label: v.key.label, Name: v.key.name, Word: v.owner.Word, Type: int32(v.typ),
 		CID: v.cid, Net: v.net, Memory: v.memory, CPUs: v.cpus, Since: v.since, Token: v.token,
-		Disk: v.disk, Sparse: v.sparse, Asleep: v.asleep, Image: v.image, State: state, Disks: v.disks, Processes: v.processes}
+		Disk: v.disk, Sparse: v.sparse, Asleep: v.asleep, Image: v.image, State: state, Disks: v.disks, Processes: v.processes,
+		Subnet: v.subnet, Tremplin: v.tremplin}
 	v.mu.Unlock()
 	s.mu.Unlock()
 	b, err := json.Marshal(r)
@@ -205,6 +214,7 @@ func (s *Service) vmOf(dir string, r record) *vm {
 		log:      s.log.With("vm", r.Name, "owner", r.Word, "id", id),
 		starting: ctx, abort: abort,
 		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
+		subnet: r.Subnet, tremplin: r.Tremplin, recorded: r.State,
 		cpus: r.CPUs, since: r.Since, token: r.Token, disk: r.Disk, sparse: r.Sparse, asleep: r.Asleep, image: r.Image,
 	}
 }
@@ -214,6 +224,7 @@ func (s *Service) claim(v *vm) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.nets.claim(v.net)
+	s.nets.claimSubnet(v.subnet)
 	// Beyond the last one there is no next, and no VM either.
 	if v.cid >= s.nextCID && v.cid < vsock.CIDAny-1 {
 		s.nextCID = v.cid + 1

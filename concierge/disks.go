@@ -217,6 +217,12 @@ func (s *Service) DestroyDiskImage(ctx context.Context, sub policy.Subject, req 
 	if exists {
 		err = os.Remove(path)
 	}
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		// Whatever containers it had are gone.
+		if kerr := s.removeKeys(ctx, sub.Owner, req.VmName); kerr != nil {
+			return nil, kerr
+		}
+	}
 	if !exists || errors.Is(err, fs.ErrNotExist) {
 		return &pb.DestroyDiskImageResponse{Status: pb.DiskImageStatus_DISK_STATUS_DOES_NOT_EXIST,
 			FailureReason: fmt.Sprintf("VM %q has no disk image", req.VmName)}, nil

@@ -24,6 +24,7 @@ type image struct {
 	key                       string
 	kernel, initramfs, rootfs string
 	tools                     string // what containers need; empty in an image without them
+	tremplin                  bool   // their manager is among that
 }
 
 // loadImage reads the manifest in the image directory. It is read for every
@@ -34,8 +35,9 @@ func loadImage(dir string) (image, error) {
 		return image{}, fmt.Errorf("the guest image is not installed: %w (build one with make image, or see --image-dir)", err)
 	}
 	var m struct {
-		Key   string `json:"key"`
-		Files []struct {
+		Key      string   `json:"key"`
+		Features []string `json:"features"`
+		Files    []struct {
 			Name string `json:"name"`
 			Size int64  `json:"size"`
 		} `json:"files"`
@@ -44,7 +46,8 @@ func loadImage(dir string) (image, error) {
 		return image{}, fmt.Errorf("the guest image in %s is damaged: manifest.json: %w", dir, err)
 	}
 	in := func(name string) string { return filepath.Join(dir, name) }
-	img := image{key: m.Key, kernel: in(kernelFile), initramfs: in(initramfsFile), rootfs: in(rootfsFile)}
+	img := image{key: m.Key, kernel: in(kernelFile), initramfs: in(initramfsFile), rootfs: in(rootfsFile),
+		tremplin: slices.Contains(m.Features, featureTremplin)}
 	missing := []string{kernelFile, initramfsFile, rootfsFile}
 	for _, f := range m.Files {
 		if f.Name == toolsFile {
@@ -72,6 +75,9 @@ const (
 	rootfsFile    = "rootfs.squashfs"
 	toolsFile     = "tools.squashfs"
 )
+
+// featureTremplin is what a manifest says of an image that has containers.
+const featureTremplin = "tremplin"
 
 // seal copies a file that a caller chose into sealed memory: the hypervisor,
 // another user, can open that, and nobody can change it once it was checked.

@@ -97,6 +97,45 @@ func (p *netPool) release(n vmm.Network) {
 	}
 }
 
+// takeSubnet returns a free network for a VM's containers, twice the size of
+// the VM's own. They come from the other end of the pool, so that few of them
+// stand between VMs' networks.
+func (p *netPool) takeSubnet() (netip.Prefix, error) {
+	for n := p.size - p.size%2; n >= 2; n -= 2 {
+		if !p.used[n-1] && !p.used[n-2] {
+			p.used[n-1], p.used[n-2] = true, true
+			return netip.PrefixFrom(p.network(n-2).Subnet.Addr(), containerBits), nil
+		}
+	}
+	return netip.Prefix{}, errors.New("all networks of the address pool are in use")
+}
+
+// containerBits is the size of the network of one VM's containers, as on
+// ChromeOS.
+const containerBits = subnetBits - 1
+
+// halves are the networks of which one for containers consists.
+func (p *netPool) halves(subnet netip.Prefix) (n uint32, ok bool) {
+	if subnet.Bits() != containerBits {
+		return 0, false
+	}
+	n, ok = p.number(vmm.Network{Subnet: netip.PrefixFrom(subnet.Addr(), subnetBits)})
+	return n, ok && n+1 < p.size
+}
+
+func (p *netPool) claimSubnet(subnet netip.Prefix) {
+	if n, ok := p.halves(subnet); ok {
+		p.used[n], p.used[n+1] = true, true
+	}
+}
+
+func (p *netPool) releaseSubnet(subnet netip.Prefix) {
+	if n, ok := p.halves(subnet); ok {
+		delete(p.used, n)
+		delete(p.used, n+1)
+	}
+}
+
 // kernelPorts are the host's AF_VSOCK listeners of kernel mode, one per port
 // for all VMs.
 type kernelPorts struct {
@@ -114,8 +153,7 @@ func (s *Service) listenKernelPorts(ctx context.Context) (*kernelPorts, error) {
 		return nil, err
 	}
 	k := &kernelPorts{byPort: map[uint32]*vsock.Demux{}}
-	// The other ports belong to services that come with their own listeners.
-	for _, port := range []uint32{vsock.PortStartupListener, vsock.PortLogCollector} {
+	for _, port := range vsock.HostPorts {
 		d, err := s.listenKernel(port)
 		if err != nil {
 			k.close()

@@ -75,6 +75,7 @@ func (o opening) boot(ctx context.Context, req *pb.StartVmRequest, fds fdMap, p 
 		return err
 	}
 	p.spec.Disks = append(p.spec.Disks, vmm.Disk{File: p.add(tools), Format: vmm.FormatRaw, ReadOnly: true, Serial: toolsSerial})
+	p.tremplin = img.tremplin
 	return nil
 }
 

@@ -46,6 +46,8 @@ type plan struct {
 	disk    ownDisk
 	// image is the key of the installed image of which the VM has files.
 	image string
+	// tremplin: the image has a manager of containers, which is to be started.
+	tremplin bool
 	// sparse: the stateful disk can grow on the host.
 	sparse bool
 	// token and user are for a guest without containers.
@@ -102,6 +104,11 @@ func (s *Service) prepare(ctx context.Context, v *vm, sub policy.Subject, req *p
 	}
 	if req.VmType == pb.VmInfo_BRUSCHETTA || req.VmType == pb.VmInfo_BAGUETTE {
 		p.token, p.user = uuid.NewString(), req.VmUsername
+	}
+	if p.tremplin {
+		if err := s.takeSubnet(v); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.planVsock(ctx, v, p); err != nil {
 		return nil, err

@@ -99,6 +99,8 @@ type Config struct {
 	// device that has it; nil where this process may open it. The error is
 	// EADDRINUSE for one that another guest has.
 	ReserveCID func(ctx context.Context, guest vsock.Addr) (*os.File, error)
+	// Containers may be nil.
+	Containers Containers
 	Events     Events
 	Log        *slog.Logger
 	// Observer may be nil.
@@ -136,6 +138,8 @@ type Service struct {
 
 	// settingsTurn lets one ConfigureVm at a time read and write back.
 	settingsTurn chan struct{}
+	// keysTurn lets one at a time make and remove ssh keys.
+	keysTurn chan struct{}
 	// probeTurn lets one at a time find out the accelerator.
 	probeTurn   chan struct{}
 	kernelPorts *kernelPorts
@@ -175,7 +179,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	quit, stop := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, log: cfg.Log, vms: map[key]*vm{}, nextCID: vsock.CIDFirst, nets: nets,
 		operations: operations{}, journal: newJournal(),
-		settingsTurn: make(chan struct{}, 1), probeTurn: make(chan struct{}, 1), logs: vmlog.NewStore(), logPipes: newLogPipes(), quit: quit, stop: stop}
+		settingsTurn: make(chan struct{}, 1), keysTurn: make(chan struct{}, 1), probeTurn: make(chan struct{}, 1), logs: vmlog.NewStore(), logPipes: newLogPipes(), quit: quit, stop: stop}
 	if err := s.prepareDirs(); err != nil {
 		stop()
 		return nil, err
@@ -190,7 +194,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 			return nil, fmt.Errorf("kernel vsock was asked for: %w (or use user mode)", err)
 		}
 	}
-	for _, dir := range []string{s.recordsDir(), filepath.Join(s.cfg.StateDir, "settings")} {
+	for _, dir := range []string{s.recordsDir(), filepath.Join(s.cfg.StateDir, "settings"), s.keysDir()} {
 		if err := sweep(dir); err != nil {
 			s.log.Warn("remove what was left unfinished", "err", err)
 		}

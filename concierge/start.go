@@ -7,6 +7,7 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -163,6 +164,9 @@ func (s *Service) boot(ctx context.Context, v *vm, p *plan, op *operation) (err 
 	}
 	v.mu.Lock()
 	v.memory, v.cpus, v.disk, v.sparse, v.token, v.image = p.spec.MemoryMiB<<20, p.spec.CPUs, p.disk, p.sparse, p.token, p.image
+	if p.tremplin {
+		v.tremplin = tremplinAwaited
+	}
 	v.mu.Unlock()
 	s.changed(v)
 	if err := s.makeDir(v); err != nil {
@@ -275,7 +279,7 @@ func (s *Service) connect(v *vm) error {
 	v.agent = link
 	v.mu.Unlock()
 	s.collect(v)
-	return nil
+	return s.openPassages(v)
 }
 
 // waitReady waits for the guest's VmReady.
@@ -325,6 +329,7 @@ func (s *Service) configure(ctx context.Context, v *vm, p *plan) error {
 			return err
 		}
 	}
+	s.notifyStarted(v)
 	if err := s.startTermina(ctx, v, p); err != nil {
 		return err
 	}
@@ -366,7 +371,12 @@ func (s *Service) startTermina(ctx context.Context, v *vm, p *plan) error {
 		return nil
 	}
 	return within(ctx, terminaTimeout, func(ctx context.Context) error {
-		r, err := v.agent.StartTermina(ctx, *p.termina)
+		t := *p.termina
+		if v.subnet.IsValid() {
+			// The first address is the bridge's.
+			t.Subnet = netip.PrefixFrom(v.subnet.Addr().Next(), v.subnet.Bits()).String()
+		}
+		r, err := v.agent.StartTermina(ctx, t)
 		if err != nil {
 			return err
 		}

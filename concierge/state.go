@@ -125,6 +125,8 @@ func (v *vm) word() string {
 		return "starting"
 	case v.suspended:
 		return "suspended"
+	case v.statusNow() == pb.VmStatus_VM_STATUS_STARTING:
+		return "starting"
 	}
 	return "running"
 }

@@ -105,10 +105,10 @@ func (s *Service) ListDiskUsage(context.Context, policy.Subject) ([]map[string]a
 	return all, nil
 }
 
-// usersWithState lists the users who have disks, logs, settings or VMs.
+// usersWithState lists the users who have disks, logs, settings, keys or VMs.
 func (s *Service) usersWithState() ([]uint32, error) {
 	var uids []uint32
-	for _, kind := range []string{"disks", "logs", "settings"} {
+	for _, kind := range []string{"disks", "logs", "settings", "sshkeys"} {
 		entries, err := os.ReadDir(filepath.Join(s.cfg.StateDir, kind))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err

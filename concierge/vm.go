@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"sync"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/vmm"
 	"github.com/auberge-vm/auberge/vmm/crash"
+	"github.com/auberge-vm/auberge/vsock"
 )
 
 // A vm is one entry of the table, from the moment a start is accepted until
@@ -88,6 +90,22 @@ type vm struct {
 	sparse, spaceTold bool
 	space             int64
 
+	// subnet is the containers', tremplin their manager.
+	subnet   netip.Prefix
+	tremplin tremplinState
+	// passages hand streams on to vm_cicerone with kernel vsock.
+	passages map[uint32]*vsock.Passage
+
+	// recording is held by whoever writes or removes the record, recorded what
+	// it says.
+	recording sync.Mutex
+	recorded  recordState
+	// containerStarts are the containers that are being started; guarded by the
+	// service's lock.
+	containerStarts map[string]*containerStart
+	// notices are for vm_cicerone.
+	notices notices
+
 	resizing bool // guarded by the service's lock
 
 	health health
@@ -121,7 +139,7 @@ var errStopped = errors.New("the VM was stopped while it was starting")
 func (v *vm) info() *pb.VmInfo {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	i := &pb.VmInfo{Cid: int64(v.cid), VmType: v.typ, Status: v.status, AllocatedMemory: v.memory}
+	i := &pb.VmInfo{Cid: int64(v.cid), VmType: v.typ, Status: v.statusNow(), AllocatedMemory: v.memory}
 	if v.net.Guest.IsValid() {
 		i.Ipv4Address = maitred.NetworkOrder(v.net.Guest)
 	}
@@ -198,8 +216,9 @@ func (s *Service) run(ctx context.Context, v *vm, boot func(context.Context) err
 	s.finish(op, nil)
 	v.log.Info("VM started", "pid", v.machine.PID(), "cid", v.cid)
 	v.note(vmlog.Info, "the VM has started")
+	info := v.info()
 	s.emit(v, "VmStartedSignal", &pb.VmStartedSignal{Name: v.key.name, OwnerId: v.owner.Word,
-		VmInfo: v.info(), Status: pb.VmStatus_VM_STATUS_RUNNING})
+		VmInfo: info, Status: info.Status})
 	crash.At(crash.Started)
 	close(v.started)
 	s.attend(v)
@@ -250,6 +269,7 @@ func (v *vm) letGo() {
 	if v.agent != nil {
 		v.agent.Close()
 	}
+	v.closePassages()
 	v.closeLog()
 	if v.machine != nil {
 		v.machine.Release()
@@ -342,6 +362,7 @@ func (s *Service) remove(v *vm) {
 	if v.agent != nil {
 		v.agent.Close()
 	}
+	v.closePassages()
 	crash.At(crash.BeforeRemoval)
 	v.closeLog()
 	if err := s.removeDir(v.dir); err != nil {
@@ -355,6 +376,7 @@ func (s *Service) remove(v *vm) {
 	// one does.
 	v.setStatus(pb.VmStatus_VM_STATUS_STOPPED)
 	if v.announced {
+		s.notifyStopped(v)
 		s.emit(v, "VmStoppedSignal", &pb.VmStoppedSignal{Name: v.key.name, OwnerId: v.owner.Word,
 			Cid: int64(v.cid), Reason: v.stopReason()})
 	}
@@ -364,18 +386,22 @@ func (s *Service) remove(v *vm) {
 	s.mu.Lock()
 	delete(s.vms, v.key)
 	s.nets.release(v.net)
+	s.nets.releaseSubnet(v.subnet)
 	s.journal.note(v.key.uid, vmChanged, v.describe())
 	s.mu.Unlock()
 	close(v.gone)
 }
 
 func (s *Service) removeRecord(v *vm) {
+	v.recording.Lock()
+	defer v.recording.Unlock()
 	if err := os.Remove(s.recordPath(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		v.log.Error("remove the VM's record", "err", err)
 	}
 }
 
 func (s *Service) emitStopping(v *vm) {
+	s.notifyStopping(v)
 	s.emit(v, "VmStoppingSignal", &pb.VmStoppingSignal{Name: v.key.name, OwnerId: v.owner.Word, Cid: int64(v.cid)})
 }
 
@@ -399,6 +425,9 @@ type record struct {
 	Asleep bool        `json:"asleep,omitempty"`
 	State  recordState `json:"state"`
 	Disks  []diskUse   `json:"disks,omitempty"`
+	// Subnet is the containers', Tremplin whether their manager is there.
+	Subnet   netip.Prefix  `json:"subnet,omitzero"`
+	Tremplin tremplinState `json:"tremplin,omitempty"`
 	// Processes are not known before they run.
 	Processes vmm.Processes `json:"processes"`
 }

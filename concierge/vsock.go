@@ -22,6 +22,11 @@ func (s *Service) ConnectVsock(ctx context.Context, sub policy.Subject, name str
 	if err != nil {
 		return nil, err
 	}
+	return s.connectTo(ctx, v, port)
+}
+
+func (s *Service) connectTo(ctx context.Context, v *vm, port uint32) (*os.File, error) {
+	name := v.key.name
 	v.mu.Lock()
 	m, suspended, lost := v.machine, v.suspended, v.startErr
 	v.mu.Unlock()

@@ -27,6 +27,9 @@ const (
 	VmStoppedSignal    = "VmStoppedSignal"
 	// VmInstallStateSignal is what a guest says that installs itself.
 	VmInstallStateSignal = "VmInstallStateSignal"
+	// ContainerStarted and ContainerStartupFailed are how a StartContainer ends.
+	ContainerStarted       = "ContainerStarted"
+	ContainerStartupFailed = "ContainerStartupFailed"
 	// DiskImageProgress comes at most once a second for an operation, and at
 	// its beginning and end.
 	DiskImageProgress = "DiskImageProgress"
@@ -68,6 +71,11 @@ type Concierge interface {
 	GetVmEnterpriseReportingInfo(ctx context.Context, s policy.Subject, req *conciergepb.GetVmEnterpriseReportingInfoRequest) (*conciergepb.GetVmEnterpriseReportingInfoResponse, error)
 	GetVmLogs(ctx context.Context, s policy.Subject, req *conciergepb.GetVmLogsRequest) (*conciergepb.GetVmLogsResponse, error)
 
+	// StartContainer returns when a container is being started, and signals
+	// tell the rest. GetContainerSshKeys tells what it is reached by.
+	StartContainer(ctx context.Context, s policy.Subject, req *conciergepb.StartContainerRequest) (*conciergepb.StartContainerResponse, error)
+	GetContainerSshKeys(ctx context.Context, s policy.Subject, req *conciergepb.ContainerSshKeysRequest) (*conciergepb.ContainerSshKeysResponse, error)
+
 	// GetDnsSettings and GetVmLaunchAllowed are about the host.
 	GetDnsSettings(ctx context.Context, s policy.Subject) (*conciergepb.DnsSettings, error)
 	GetVmLaunchAllowed(ctx context.Context, s policy.Subject, req *conciergepb.GetVmLaunchAllowedRequest) (*conciergepb.GetVmLaunchAllowedResponse, error)
@@ -107,6 +115,8 @@ func ConciergeService(h Concierge) Service {
 			method("SetUpVmUser", policy.RightOwn, h, Concierge.SetUpVmUser),
 			method("GetVmEnterpriseReportingInfo", policy.RightOwn, h, Concierge.GetVmEnterpriseReportingInfo),
 			getVmLogs,
+			method("StartContainer", policy.RightOwn, h, Concierge.StartContainer),
+			method("GetContainerSshKeys", policy.RightOwn, h, Concierge.GetContainerSshKeys),
 			methodWithoutRequest("GetDnsSettings", policy.RightAny, h, Concierge.GetDnsSettings),
 			method("GetVmLaunchAllowed", policy.RightAny, h, Concierge.GetVmLaunchAllowed),
 		},
@@ -116,6 +126,8 @@ func ConciergeService(h Concierge) Service {
 			{Name: VmStoppingSignal, Payload: new(conciergepb.VmStoppingSignal)},
 			{Name: VmStoppedSignal, Payload: new(conciergepb.VmStoppedSignal)},
 			{Name: VmInstallStateSignal, Payload: new(conciergepb.VmInstallStateSignal)},
+			{Name: ContainerStarted, Payload: new(conciergepb.ContainerStartedSignal)},
+			{Name: ContainerStartupFailed, Payload: new(conciergepb.ContainerStartedSignal)},
 			{Name: DiskImageProgress, Payload: new(conciergepb.DiskImageStatusResponse)},
 			{Name: DnsSettingsChanged, Payload: new(conciergepb.DnsSettings), Public: true},
 		},

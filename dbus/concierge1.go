@@ -58,6 +58,7 @@ type Concierge1 interface {
 	GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error)
 
 	ImageHandler
+	VMDoor
 }
 
 // A State is one snapshot. Signals of our own interface with the same Instance
@@ -161,6 +162,7 @@ func Concierge1Interface(h Concierge1) OwnInterface {
 		{OperationChanged, []Arg{{"instance", "s"}, {"sequence", "t"}, {"operation", "a{sv}"}}},
 	}}
 	own.Methods = append(own.Methods, imageMethods(h)...)
+	own.Methods = append(own.Methods, doorMethods(h)...)
 	if h == nil {
 		for i := range own.Methods {
 			own.Methods[i].handle = nil

@@ -26,34 +26,38 @@ const (
 // A ConciergeClient is how Auberge's other daemons ask vm_concierge, by the
 // methods that are for daemons. It has a connection of its own, made when it is
 // needed and again when it was lost.
-type ConciergeClient struct {
-	bus string
-	log *slog.Logger
-
-	mu   sync.Mutex
-	conn *conciergeConn
-}
+type ConciergeClient struct{ daemonClient }
 
 // NewConciergeClient makes one for the bus at an address such as Options.Bus.
 func NewConciergeClient(bus string, log *slog.Logger) *ConciergeClient {
-	return &ConciergeClient{bus: bus, log: log}
+	return &ConciergeClient{daemonClient{bus: bus, name: ConciergeName, log: log}}
 }
 
-// A conciergeConn is one connection.
-type conciergeConn struct {
+// A daemonClient follows one of Auberge's daemons on a bus.
+type daemonClient struct {
+	bus, name string
+	log       *slog.Logger
+
+	mu   sync.Mutex
+	conn *daemonConn
+}
+
+// A daemonConn is one connection.
+type daemonConn struct {
+	name string // the daemon's
 	link *link
 	done chan struct{} // closed when nothing is read any more
 	news chan struct{} // holds one when the owner has changed
 
 	mu sync.Mutex
-	// owner is vm_concierge's connection, empty when there is none.
+	// owner is the daemon's connection, empty when there is none.
 	owner string
 	told  bool // the bus has said so
 }
 
-// Run calls resync whenever vm_concierge is another one than before, and once
+// Run calls resync whenever the daemon is another one than before, and once
 // at the beginning if there is one, until ctx is done.
-func (c *ConciergeClient) Run(ctx context.Context, resync func(context.Context)) {
+func (c *daemonClient) Run(ctx context.Context, resync func(context.Context)) {
 	delay, logged := minRedial, ""
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -66,7 +70,7 @@ func (c *ConciergeClient) Run(ctx context.Context, resync func(context.Context))
 		}
 		if err.Error() != logged {
 			logged = err.Error()
-			c.log.Debug("not in touch with vm_concierge, will try again and again", "err", err)
+			c.log.Debug("not in touch with another daemon, will try again and again", "name", c.name, "err", err)
 		}
 		select {
 		case <-time.After(delay):
@@ -77,7 +81,7 @@ func (c *ConciergeClient) Run(ctx context.Context, resync func(context.Context))
 }
 
 // follow is Run for as long as one connection lasts.
-func (c *ConciergeClient) follow(ctx context.Context, resync func(context.Context)) error {
+func (c *daemonClient) follow(ctx context.Context, resync func(context.Context)) error {
 	conn, err := c.connect(ctx)
 	if err != nil {
 		return err
@@ -100,7 +104,7 @@ func (c *ConciergeClient) follow(ctx context.Context, resync func(context.Contex
 }
 
 // Close ends the connection. A later call makes a new one.
-func (c *ConciergeClient) Close() {
+func (c *daemonClient) Close() {
 	c.mu.Lock()
 	conn := c.conn
 	c.conn = nil
@@ -251,14 +255,14 @@ func (c *ConciergeClient) tryCall(ctx context.Context, member string, args []any
 }
 
 // connect returns the connection, which may have to be made.
-func (c *ConciergeClient) connect(ctx context.Context) (*conciergeConn, error) {
+func (c *daemonClient) connect(ctx context.Context) (*daemonConn, error) {
 	c.mu.Lock()
 	conn := c.conn
 	c.mu.Unlock()
 	if conn != nil && !conn.ended() {
 		return conn, nil
 	}
-	fresh, err := connectConcierge(ctx, c.bus)
+	fresh, err := connectDaemon(ctx, c.bus, c.name)
 	if err != nil {
 		return nil, err
 	}
@@ -275,12 +279,12 @@ func (c *ConciergeClient) connect(ctx context.Context) (*conciergeConn, error) {
 	return fresh, nil
 }
 
-func connectConcierge(ctx context.Context, bus string) (*conciergeConn, error) {
+func connectDaemon(ctx context.Context, bus, name string) (*daemonConn, error) {
 	sock, err := dial(ctx, bus)
 	if err != nil {
 		return nil, err
 	}
-	c := &conciergeConn{link: newLink(sock, conciergeTimeout), done: make(chan struct{}), news: make(chan struct{}, 1)}
+	c := &daemonConn{name: name, link: newLink(sock, conciergeTimeout), done: make(chan struct{}), news: make(chan struct{}, 1)}
 	go c.read()
 	if err := c.setUp(ctx); err != nil {
 		c.close()
@@ -289,17 +293,17 @@ func connectConcierge(ctx context.Context, bus string) (*conciergeConn, error) {
 	return c, nil
 }
 
-func (c *conciergeConn) setUp(ctx context.Context) error {
+func (c *daemonConn) setUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	var me, owner string
 	if err := c.link.driver(ctx, "Hello", nil, &me); err != nil {
 		return err
 	}
-	if err := c.link.driver(ctx, "AddMatch", []any{nameOwnerRule + ",arg0='" + ConciergeName + "'"}); err != nil {
+	if err := c.link.driver(ctx, "AddMatch", []any{nameOwnerRule + ",arg0='" + c.name + "'"}); err != nil {
 		return err
 	}
-	err := c.link.driver(ctx, "GetNameOwner", []any{ConciergeName}, &owner)
+	err := c.link.driver(ctx, "GetNameOwner", []any{c.name}, &owner)
 	var answer *callError
 	if err != nil && !errors.As(err, &answer) {
 		return err
@@ -313,7 +317,7 @@ func (c *conciergeConn) setUp(ctx context.Context) error {
 }
 
 // read reads until the connection ends.
-func (c *conciergeConn) read() {
+func (c *daemonConn) read() {
 	defer close(c.done)
 	defer c.link.close()
 	r := newReader(c.link.sock, conciergeMessage)
@@ -334,13 +338,13 @@ func (c *conciergeConn) read() {
 	}
 }
 
-func (c *conciergeConn) signal(m *message) {
+func (c *daemonConn) signal(m *message) {
 	if m.err != nil || m.raw == nil || m.sender != driverName || m.iface != driverName || m.member != "NameOwnerChanged" {
 		return
 	}
 	r := bodyReader{order: m.order, b: m.bodyBytes()}
 	name, _, owner := r.string(), r.string(), r.string()
-	if r.end() != nil || name != ConciergeName {
+	if r.end() != nil || name != c.name {
 		return
 	}
 	c.mu.Lock()
@@ -353,13 +357,13 @@ func (c *conciergeConn) signal(m *message) {
 }
 
 // to is whom calls go to.
-func (c *conciergeConn) to() string {
+func (c *daemonConn) to() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.owner
 }
 
-func (c *conciergeConn) ended() bool {
+func (c *daemonConn) ended() bool {
 	select {
 	case <-c.done:
 		return true
@@ -368,7 +372,7 @@ func (c *conciergeConn) ended() bool {
 	}
 }
 
-func (c *conciergeConn) close() {
+func (c *daemonConn) close() {
 	c.link.close()
 	<-c.done
 }

@@ -34,6 +34,7 @@ type handler struct {
 	createDiskImage  func(context.Context, policy.Subject, *conciergepb.CreateDiskImageRequest, []*os.File) (*conciergepb.CreateDiskImageResponse, error)
 	destroyDiskImage func(context.Context, policy.Subject, *conciergepb.DestroyDiskImageRequest) (*conciergepb.DestroyDiskImageResponse, error)
 	listVmDisks      func(context.Context, policy.Subject, *conciergepb.ListVmDisksRequest) (proto.Message, error)
+	openVMEndpoints  func(context.Context, uint32) (VMEndpoints, error)
 	connectVsock     func(context.Context, policy.Subject, string, uint32) (*os.File, error)
 	openVmLogs       func(context.Context, policy.Subject, string, LogOptions) (*os.File, error)
 	configureVm      func(context.Context, policy.Subject, string, VMSettings) error
@@ -330,4 +331,31 @@ func (h *handler) GetServiceInfo(ctx context.Context, s policy.Subject) (map[str
 		return nil, errUnset
 	}
 	return h.getServiceInfo(ctx, s)
+}
+
+func (h *handler) ListVMEndpoints(context.Context) ([]map[string]any, error) { return nil, errUnset }
+
+func (h *handler) OpenVMEndpoints(ctx context.Context, cid uint32) (VMEndpoints, error) {
+	if h.openVMEndpoints == nil {
+		return VMEndpoints{}, errUnset
+	}
+	return h.openVMEndpoints(ctx, cid)
+}
+
+func (h *handler) ConnectVMVsock(context.Context, uint32, uint32) (*os.File, error) {
+	return nil, errUnset
+}
+
+func (h *handler) TremplinReady(context.Context, uint32) error { return errUnset }
+
+func (h *handler) GetContainerKeys(context.Context, uint32, string) (string, string, error) {
+	return "", "", errUnset
+}
+
+func (h *handler) StartContainer(context.Context, policy.Subject, *conciergepb.StartContainerRequest) (*conciergepb.StartContainerResponse, error) {
+	return nil, errUnset
+}
+
+func (h *handler) GetContainerSshKeys(context.Context, policy.Subject, *conciergepb.ContainerSshKeysRequest) (*conciergepb.ContainerSshKeysResponse, error) {
+	return nil, errUnset
 }

@@ -80,6 +80,27 @@ func (o own) ListDiskUsage(ctx context.Context, s policy.Subject) ([]map[string]
 	return o.service.ListDiskUsage(ctx, s)
 }
 
+func (o own) ListVMEndpoints(ctx context.Context) ([]map[string]any, error) {
+	return o.service.ListVMEndpoints(ctx)
+}
+
+func (o own) OpenVMEndpoints(ctx context.Context, cid uint32) (dbus.VMEndpoints, error) {
+	e, err := o.service.OpenVMEndpoints(ctx, cid)
+	return dbus.VMEndpoints(e), err
+}
+
+func (o own) ConnectVMVsock(ctx context.Context, cid, port uint32) (*os.File, error) {
+	return o.service.ConnectVMVsock(ctx, cid, port)
+}
+
+func (o own) TremplinReady(ctx context.Context, cid uint32) error {
+	return o.service.TremplinReady(ctx, cid)
+}
+
+func (o own) GetContainerKeys(ctx context.Context, cid uint32, container string) (authorized, host string, err error) {
+	return o.service.GetContainerKeys(ctx, cid, container)
+}
+
 func (o own) GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error) {
 	d, err := o.service.GetServiceInfo(ctx, s)
 	if err == nil {

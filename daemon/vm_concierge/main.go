@@ -62,6 +62,9 @@ func run(ctx context.Context, o *options) error {
 	cfg.KernelSocket = newSocketStore(log, cfg.Vsock == vsock.ModeKernel).socket
 	events := onbus.NewEvents(log)
 	cfg.Events = events
+	cicerone := containers{dbus.NewCiceroneClient(o.Bus, log)}
+	defer cicerone.client.Close()
+	cfg.Containers = cicerone
 	serveMetrics, err := o.measure(log, &cfg, &bus)
 	if err != nil {
 		return err
@@ -89,9 +92,12 @@ func run(ctx context.Context, o *options) error {
 	var listening sync.WaitGroup
 	defer listening.Wait()
 	defer cancel()
+	ready := make(chan struct{})
+	listening.Go(func() { cicerone.follow(ctx, ready, service) })
 	listening.Go(func() { dbus.NewLogind(o.Bus, log, service).Run(ctx) })
 	return server.Run(ctx, func() {
 		events.Ready(server)
+		close(ready)
 		onbus.Ready(log, o.Bus)
 	})
 }

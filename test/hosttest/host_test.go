@@ -42,6 +42,7 @@ func TestHost(t *testing.T) {
 		{"each VM has a user, limits and a journal of its own", oneOfItsOwn, false},
 		{"another user learns and reaches nothing", isolated, false},
 		{"nobody but the service reaches a guest's ports", portsRefuse, false},
+		{"vm_cicerone runs, and is started by a call", ciceroneRuns, false},
 		{"VMs survive a restart of the services", survivesRestart, false},
 		{"VMs survive that the services are killed", survivesKill, false},
 		{"VMs survive an upgrade", survivesUpgrade, false},
