@@ -63,6 +63,7 @@ func run(ctx context.Context, o *options) error {
 	}
 	defer events.close()
 	defer service.Close()
+	bus.DesktopAppeared = service.DesktopAppeared
 	server, err := dbus.New(
 		[]dbus.Service{dbus.CiceroneService(service)},
 		[]dbus.OwnInterface{dbus.Cicerone1Interface(own{service, o.facts(bus)})},
