@@ -48,6 +48,13 @@ func TestLoadImage(t *testing.T) {
 	if img, err := loadImage(good); err != nil || img.kernel != filepath.Join(good, "vmlinux") || img.rootfs != filepath.Join(good, "rootfs.squashfs") {
 		t.Errorf("%+v, %v", img, err)
 	}
+	if img, err := loadImage(good); err != nil || img.tools != "" {
+		t.Errorf("without containers: %+v, %v", img, err)
+	}
+	addTools(t, good)
+	if img, err := loadImage(good); err != nil || img.tools != filepath.Join(good, "tools.squashfs") {
+		t.Errorf("with containers: %+v, %v", img, err)
+	}
 	for name, test := range map[string]struct {
 		damage func(dir string) error
 		want   string

@@ -181,3 +181,7 @@ func TestDialGuest(t *testing.T) {
 		t.Errorf("with user vsock: %v", err)
 	}
 }
+
+func kernelMachine() *vmm.Machine {
+	return &vmm.Machine{Spec: &vmm.Spec{ID: "abc", Vsock: vmm.Vsock{Mode: vsock.ModeKernel, CID: 40}}}
+}

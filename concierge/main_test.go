@@ -440,6 +440,22 @@ func writeImage(t *testing.T, dir string) {
 	}
 }
 
+// addTools makes the image one with containers.
+func addTools(t *testing.T, dir string) {
+	t.Helper()
+	manifest := filepath.Join(dir, "manifest.json")
+	text, err := os.ReadFile(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := strings.Replace(string(text), `{"files":[`, `{"features":["tremplin"],"files":[{"name":"tools.squashfs","size":6},`, 1)
+	for name, text := range map[string]string{manifest: more, filepath.Join(dir, "tools.squashfs"): "tools!"} {
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // serve starts a service, which ends with the test.
 func (b *bed) serve() *Service {
 	b.t.Helper()

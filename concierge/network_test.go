@@ -147,3 +147,88 @@ func TestClaimOfStrangeNetworks(t *testing.T) {
 		}
 	}
 }
+
+// Networks of VMs and of their containers never overlap, whoever has been there
+// before, and go back.
+func TestSubnets(t *testing.T) {
+	pool := netip.MustParsePrefix("10.0.0.0/26") // eight networks of VMs
+	p, err := newNetPool(pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := map[netip.Prefix]bool{}
+	take := func(n netip.Prefix) {
+		t.Helper()
+		for other := range taken {
+			if n.Overlaps(other) {
+				t.Errorf("%v overlaps %v", n, other)
+			}
+		}
+		if pool.Bits() > n.Bits() || !pool.Contains(n.Addr()) || n != n.Masked() {
+			t.Errorf("%v is not in the pool", n)
+		}
+		taken[n] = true
+	}
+	var first vmm.Network
+	var subnet netip.Prefix
+	for i := range 2 {
+		n, err := p.take()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := p.takeSubnet()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Bits() != 28 {
+			t.Errorf("containers get %v", c)
+		}
+		if i == 0 {
+			first, subnet = n, c
+		}
+		take(n.Subnet)
+		take(c)
+	}
+	// What is left: two networks of VMs, or one of containers.
+	p.release(first)
+	delete(taken, first.Subnet)
+	c, err := p.takeSubnet()
+	if err == nil {
+		take(c)
+	}
+	if _, err := p.takeSubnet(); err == nil {
+		t.Error("there is a network where there is no room")
+	}
+	p.releaseSubnet(subnet)
+	delete(taken, subnet)
+	if c, err := p.takeSubnet(); err != nil || c != subnet {
+		t.Errorf("after one went back: %v, %v", c, err)
+	}
+
+	// A restarted service knows what is in use.
+	q, err := newNetPool(pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range taken {
+		q.claimSubnet(n)
+		q.claim(vmm.Network{Subnet: n})
+	}
+	q.claimSubnet(netip.Prefix{})
+	q.claimSubnet(netip.MustParsePrefix("192.168.0.0/28"))
+	for {
+		n, err := q.take()
+		if err != nil {
+			break
+		}
+		take(n.Subnet)
+	}
+	// A pool may be too small for containers.
+	small, err := newNetPool(netip.MustParsePrefix("10.0.0.0/29"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := small.takeSubnet(); err == nil {
+		t.Errorf("a network of eight addresses holds %v", c)
+	}
+}

@@ -147,8 +147,8 @@ func TestCheckSupported(t *testing.T) {
 }
 
 func TestDeviceNames(t *testing.T) {
-	// The root file system, the most disks and a storage descriptor.
-	if first, last := deviceName(0), deviceName(1+maxDisks); first != "/dev/vda" || last != "/dev/vdl" {
+	// The root file system, the tools, the most disks and a storage descriptor.
+	if first, last := deviceName(0), deviceName(2+maxDisks); first != "/dev/vda" || last != "/dev/vdm" {
 		t.Errorf("%s to %s", first, last)
 	}
 }
@@ -268,6 +268,58 @@ func TestPrepareOwnFiles(t *testing.T) {
 	}
 	if len(p2.mounts) > 0 || len(pl.opener.calls) > 0 {
 		t.Errorf("mounts %v, opened %q", p2.mounts, pl.opener.calls)
+	}
+}
+
+// The installed image's tools come after its root, and only for VMs that are
+// prepared for containers and have that root.
+func TestPrepareTools(t *testing.T) {
+	pl := newPlanner(t)
+	addTools(t, pl.cfg.ImageDir)
+	disk := &pb.DiskImage{Path: pl.file("disk", "disk"), Writable: true}
+	for name, test := range map[string]struct {
+		req      *pb.StartVmRequest
+		fd       string
+		disks    []string
+		stateful string
+	}{
+		"with containers":    {&pb.StartVmRequest{StartTermina: true}, "", []string{"rootfs", "tools!", "disk"}, "/dev/vdc"},
+		"a kernel of theirs": {&pb.StartVmRequest{StartTermina: true, Fds: fdTypes{pb.StartVmRequest_KERNEL}}, elfKernel, []string{"rootfs", "tools!", "disk"}, "/dev/vdc"},
+		"a root of theirs":   {&pb.StartVmRequest{StartTermina: true, Fds: fdTypes{pb.StartVmRequest_ROOTFS}}, "my root", []string{"my root", "disk"}, "/dev/vdb"},
+		"a plain VM":         {&pb.StartVmRequest{}, "", []string{"rootfs", "disk"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			test.req.Name, test.req.Disks = "x", []*pb.DiskImage{disk}
+			var fds []*os.File
+			if test.fd != "" {
+				fds = append(fds, pl.open(pl.file("fd", test.fd)))
+			}
+			p, err := pl.prepare(test.req, fds...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.close()
+			var disks []string
+			for _, d := range p.spec.Disks {
+				disks = append(disks, content(t, p, d.File))
+				if tools := d.Serial == "tools"; tools != (content(t, p, d.File) == "tools!") || tools && !d.ReadOnly {
+					t.Errorf("disk %+v", d)
+				}
+			}
+			if diff := cmp.Diff(test.disks, disks); diff != "" {
+				t.Error(diff)
+			}
+			stateful := ""
+			if p.termina != nil {
+				stateful = p.termina.StatefulDevice
+			}
+			if stateful != test.stateful {
+				t.Errorf("the stateful disk is %s, want %s", stateful, test.stateful)
+			}
+			if err := p.spec.Check(len(p.files)); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

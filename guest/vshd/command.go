@@ -42,10 +42,10 @@ func (e *execError) Error() string { return e.text }
 // resolve decides what a request runs. Its errors are for the person at the
 // client.
 func (s *Server) resolve(req *vshpb.SetupConnectionRequest) (*command, error) {
-	if err := checkTarget(req.GetTarget()); err != nil {
+	if err := s.checkTarget(req.GetTarget()); err != nil {
 		return nil, err
 	}
-	user, err := lookupUser(s.etc, req.GetUser())
+	user, err := s.lookupUser(req.GetUser())
 	if err != nil {
 		return nil, err
 	}
@@ -53,10 +53,10 @@ func (s *Server) resolve(req *vshpb.SetupConnectionRequest) (*command, error) {
 		return nil, fmt.Errorf("vshd runs as uid %d and cannot run a session as user %q", euid, user.name)
 	}
 	c := &command{user: user, pty: !req.GetNopty(), rows: req.GetWindowRows(), cols: req.GetWindowCols()}
-	if c.env, err = environment(user, req.GetEnv()); err != nil {
+	if c.env, err = s.environment(user, req.GetEnv()); err != nil {
 		return nil, err
 	}
-	if c.dir, err = directory(user, req); err != nil {
+	if c.dir, err = s.directory(user, req); err != nil {
 		return nil, err
 	}
 	if err := c.setProgram(req.GetCommand(), req.GetArgv()); err != nil {
@@ -65,12 +65,16 @@ func (s *Server) resolve(req *vshpb.SetupConnectionRequest) (*command, error) {
 	return c, nil
 }
 
-func checkTarget(target string) error {
-	switch target {
-	case vshpb.Target:
-		return nil
-	case "":
+// checkTarget leaves a container's name to the host, which looked the container
+// up by it and had its agent start this server.
+func (s *Server) checkTarget(target string) error {
+	switch {
+	case target == "":
 		return fmt.Errorf("the request names no target; the VM itself is %s", vshpb.Target)
+	case s.container && target == vshpb.Target:
+		return fmt.Errorf("there is no way to the VM itself (%s) from here: this vshd gives shells in a container only", target)
+	case s.container, target == vshpb.Target:
+		return nil
 	}
 	return fmt.Errorf("there is no way into container %q from here: this vshd gives shells in the VM itself only", target)
 }
@@ -157,14 +161,20 @@ func cause(err error) error {
 	return err
 }
 
-// environment is the client's, with defaults for TERM and PATH; who the user
-// is cannot be overridden.
-func environment(user *account, asked map[string]string) ([]string, error) {
+// environment is the client's, on top of the server's where that is inherited,
+// with defaults for TERM and PATH; who the user is cannot be overridden.
+func (s *Server) environment(user *account, asked map[string]string) ([]string, error) {
 	path := userPath
 	if user.uid == 0 {
 		path = rootPath
 	}
-	env := map[string]string{"TERM": "linux", "PATH": path}
+	env := map[string]string{"PATH": path}
+	for _, kv := range s.inherited {
+		if k, v, ok := strings.Cut(kv, "="); ok && k != "" {
+			env[k] = v
+		}
+	}
+	env["TERM"] = "linux"
 	for k, v := range asked {
 		if k == "" || strings.ContainsAny(k, "=\x00") || strings.ContainsRune(v, 0) {
 			return nil, fmt.Errorf("the environment variable %q has a name or value that no process can have", k)
@@ -191,15 +201,15 @@ func getenv(env []string, name string) string {
 
 // directory is where the session starts: where it was asked to, or at home,
 // or, without a home, at the root.
-func directory(user *account, req *vshpb.SetupConnectionRequest) (string, error) {
+func (s *Server) directory(user *account, req *vshpb.SetupConnectionRequest) (string, error) {
 	dir, pid := req.GetCwd(), req.GetCwdPid()
 	switch {
 	case dir != "" && pid != 0:
 		return "", errors.New("the request gives both a directory and a process to start in")
 	case pid != 0:
-		return directoryOf(user, pid)
+		return s.directoryOf(user, pid)
 	case dir == "":
-		if checkDirectory(user.home) != nil {
+		if s.checkDirectory(user.home) != nil {
 			return "/", nil
 		}
 		return user.home, nil
@@ -208,14 +218,14 @@ func directory(user *account, req *vshpb.SetupConnectionRequest) (string, error)
 	case !filepath.IsAbs(dir):
 		dir = filepath.Join(user.home, dir)
 	}
-	return dir, checkDirectory(dir)
+	return dir, s.checkDirectory(dir)
 }
 
-func checkDirectory(dir string) error {
+func (s *Server) checkDirectory(dir string) error {
 	fi, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("no directory %q in this VM", dir)
+		return fmt.Errorf("no directory %q in %s", dir, s.place)
 	case err != nil:
 		return fmt.Errorf("cannot start in %q: %w", dir, cause(err))
 	case !fi.IsDir():
@@ -226,11 +236,11 @@ func checkDirectory(dir string) error {
 
 // directoryOf returns the kernel's link to the directory of one of the user's
 // processes. Going there, the kernel checks the user's right once more.
-func directoryOf(user *account, pid int32) (string, error) {
+func (s *Server) directoryOf(user *account, pid int32) (string, error) {
 	proc := "/proc/" + strconv.Itoa(int(pid))
 	text, err := os.ReadFile(proc + "/status")
 	if pid < 1 || err != nil {
-		return "", fmt.Errorf("no process %d in this VM", pid)
+		return "", fmt.Errorf("no process %d in %s", pid, s.place)
 	}
 	if !runsAs(string(text), user.uid) {
 		return "", fmt.Errorf("process %d does not belong to user %q", pid, user.name)

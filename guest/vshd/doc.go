@@ -4,8 +4,10 @@
 //
 // The package owns the processes of its sessions until they end. It trusts the
 // far end, which is the guest's host: whoever may open a stream may run
-// anything as anybody. Who that is, the transport decides; containers are not
-// its business. guest/cmd/vshd serves it on vsock port 9001.
+// anything as anybody that the server may be. Who that is, the transport decides.
+// guest/cmd/vshd serves it as root on vsock port 9001 of a VM; in a container,
+// as its user, it serves one session on a stream that it dialled to the host
+// because the host asked the container's agent for that.
 //
 // # Decisions
 //

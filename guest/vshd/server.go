@@ -24,6 +24,9 @@ var longAgo = time.Unix(1, 0)
 
 type options struct {
 	log          *slog.Logger
+	place        string   // what the guest is, in messages
+	container    bool     // or else a VM
+	inherited    []string // environment of every session
 	etc          string
 	maxSessions  int
 	setupTimeout time.Duration // for the client's first message
@@ -47,6 +50,17 @@ func WithMaxSessions(n int) Option {
 	return func(o *options) { o.maxSessions = n }
 }
 
+// InContainer makes a server for the container that it runs in: requests name
+// a container, and a session without a user is the server's own user's.
+func InContainer() Option {
+	return func(o *options) { o.container, o.place = true, "this container" }
+}
+
+// WithEnv gives sessions an environment that the client's goes on top of.
+func WithEnv(env []string) Option {
+	return func(o *options) { o.inherited = env }
+}
+
 // A Server runs sessions.
 type Server struct{ options }
 
@@ -55,6 +69,7 @@ type Server struct{ options }
 func New(args ...Option) *Server {
 	s := &Server{options{
 		log:          slog.Default(),
+		place:        "this VM",
 		etc:          "/etc",
 		maxSessions:  1024,
 		setupTimeout: 10 * time.Second,
@@ -103,10 +118,17 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			})
 		default:
 			s.log.Warn("session refused", "err", "too many sessions", "limit", s.maxSessions)
-			refuse(conn, vshpb.NewWriter(conn), fmt.Sprintf("this VM runs %d sessions already, the most it allows", s.maxSessions))
+			refuse(conn, vshpb.NewWriter(conn), fmt.Sprintf("%s runs %d sessions already, the most it allows", s.place, s.maxSessions))
 			conn.Close()
 		}
 	}
+}
+
+// ServeConn runs one session on a stream, until the session has ended or ctx
+// is done; then its processes are gone. It closes the stream.
+func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
+	defer conn.Close()
+	s.serve(ctx, conn)
 }
 
 func outOfResources(err error) bool {

@@ -22,42 +22,55 @@ type account struct {
 	home, shell string
 }
 
-// lookupUser finds a user in the passwd and group files of the directory etc.
-// It reads them itself, since os/user knows no shells.
-func lookupUser(etc, name string) (*account, error) {
-	names := []string{name}
-	if name == "" {
-		names = []string{defaultUser, "root"}
+// lookupUser finds a user in the passwd and group files. It reads them itself,
+// since os/user knows no shells.
+func (s *Server) lookupUser(name string) (*account, error) {
+	wanted := []func(*account) bool{named(name)}
+	missing := fmt.Errorf("no user %q in %s", name, s.place)
+	switch {
+	case name != "":
+	case s.container:
+		uid := uint32(os.Geteuid())
+		wanted = []func(*account) bool{func(a *account) bool { return a.uid == uid }}
+		missing = fmt.Errorf("no user with uid %d in %s", uid, s.place)
+	default:
+		wanted = []func(*account) bool{named(defaultUser), named("root")}
+		missing = fmt.Errorf("no user %q in %s", "root", s.place)
 	}
-	for _, n := range names {
-		a, err := findPasswd(filepath.Join(etc, "passwd"), n)
+	for _, is := range wanted {
+		a, err := findPasswd(filepath.Join(s.etc, "passwd"), is)
 		if err != nil {
-			return nil, fmt.Errorf("look up user %q: %w", n, err)
+			return nil, fmt.Errorf("look up user %q: %w", name, err)
 		}
 		if a == nil {
 			continue
 		}
-		if a.groups, err = groupsOf(filepath.Join(etc, "group"), a); err != nil {
-			return nil, fmt.Errorf("look up the groups of user %q: %w", n, err)
+		if a.groups, err = groupsOf(filepath.Join(s.etc, "group"), a); err != nil {
+			return nil, fmt.Errorf("look up the groups of user %q: %w", a.name, err)
 		}
 		return a, nil
 	}
-	return nil, fmt.Errorf("no user %q in this VM", names[len(names)-1])
+	return nil, missing
+}
+
+func named(name string) func(*account) bool {
+	return func(a *account) bool { return a.name == name }
 }
 
 // findPasswd returns nil when the file has no such user.
-func findPasswd(path, name string) (*account, error) {
+func findPasswd(path string, is func(*account) bool) (*account, error) {
 	var found *account
 	err := eachEntry(path, 7, func(f []string) bool {
-		if f[0] != name {
-			return true
-		}
 		uid, err1 := strconv.ParseUint(f[2], 10, 32)
 		gid, err2 := strconv.ParseUint(f[3], 10, 32)
 		if err1 != nil || err2 != nil {
 			return true
 		}
-		found = &account{name: name, uid: uint32(uid), gid: uint32(gid), home: f[5], shell: f[6]}
+		a := &account{name: f[0], uid: uint32(uid), gid: uint32(gid), home: f[5], shell: f[6]}
+		if !is(a) {
+			return true
+		}
+		found = a
 		return false
 	})
 	if found != nil {

@@ -62,47 +62,64 @@ func writeFile(t *testing.T, file, content string) string {
 	return file
 }
 
-// keys returns the keys of the base and of the image.
-func keys(t *testing.T, recipe, maitred, vshd string) (base, image string) {
+// agents makes a directory with all agents, of which one may be another.
+func agents(t *testing.T, other string) (dir string) {
 	t.Helper()
-	out, err := exec.Command(filepath.Join(recipe, "build.sh"), "--key", "--maitred", maitred, "--vshd", vshd).Output()
+	dir = t.TempDir()
+	for _, name := range []string{"maitred", "vshd", "tremplin", "garcon"} {
+		content := name
+		if name == other {
+			content += ", another"
+		}
+		writeFile(t, filepath.Join(dir, name), content)
+	}
+	return dir
+}
+
+// keys returns the keys of the base, of the containers' root and of the image.
+func keys(t *testing.T, recipe, agents string) (base, container, image string) {
+	t.Helper()
+	out, err := exec.Command(filepath.Join(recipe, "build.sh"), "--key", "--agents", agents).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Fields(string(out))
-	if len(lines) != 2 {
+	if len(lines) != 3 {
 		t.Fatalf("build.sh --key printed %q", out)
 	}
-	return lines[0], lines[1]
+	return lines[0], lines[1], lines[2]
 }
 
 func TestKeysChangeWithTheirInputsOnly(t *testing.T) {
-	dir := t.TempDir()
-	agent := writeFile(t, filepath.Join(dir, "agent"), "one")
-	other := writeFile(t, filepath.Join(dir, "other"), "two")
-	base, img := keys(t, copyRecipe(t), agent, agent)
+	base, container, img := keys(t, copyRecipe(t), agents(t, ""))
 
 	for name, test := range map[string]struct {
-		file          string // of the recipe, that gets one more line
-		maitred, vshd string
-		base, image   bool // whether that key changes
+		file                   string // of the recipe, that gets one more line
+		agent                  string // that is another
+		base, container, image bool   // whether that key changes
 	}{
-		"nothing but the place": {maitred: agent, vshd: agent},
-		"another package":       {"packages.list", agent, agent, true, true},
-		"another module":        {"modules-root.list", agent, agent, true, true},
-		"an early module":       {"modules-initramfs.list", agent, agent, true, true},
-		"the customization":     {"customize.sh", agent, agent, true, true},
-		"the base's script":     {"base.sh", agent, agent, true, true},
-		"the root's script":     {"debian.sh", agent, agent, true, true},
-		"the cache's functions": {"cache.sh", agent, agent, false, false},
-		"the kernel's script":   {"extract-vmlinux.sh", agent, agent, true, true},
-		"apt's functions":       {"../deps/apt.sh", agent, agent, true, true},
-		"another maitred":       {"", other, agent, false, true},
-		"another vshd":          {"", agent, other, false, true},
-		"the initramfs's tool":  {"mkinitramfs/main.go", agent, agent, false, true},
-		"the manifest's tool":   {"mkmanifest/main.go", agent, agent, false, true},
-		"the documentation":     {"README.md", agent, agent, false, false},
-		"a test":                {"build_test.go", agent, agent, false, false},
+		"nothing but the place":   {},
+		"another package":         {"packages.list", "", true, false, true},
+		"another module":          {"modules-root.list", "", true, false, true},
+		"an early module":         {"modules-initramfs.list", "", true, false, true},
+		"the customization":       {"customize.sh", "", true, false, true},
+		"the base's script":       {"base.sh", "", true, false, true},
+		"the roots' script":       {"debian.sh", "", true, true, true},
+		"the container's script":  {"container.sh", "", false, true, true},
+		"a package in containers": {"container/packages.list", "", false, true, true},
+		"a file in containers":    {"container/files/etc/sudoers.d/10-auberge", "", false, true, true},
+		"a container's template":  {"container/templates/hosts.tpl", "", false, true, true},
+		"the cache's functions":   {"cache.sh", "", false, false, false},
+		"the kernel's script":     {"extract-vmlinux.sh", "", true, false, true},
+		"apt's functions":         {"../deps/apt.sh", "", true, true, true},
+		"another maitred":         {"", "maitred", false, false, true},
+		"another vshd":            {"", "vshd", false, false, true},
+		"another tremplin":        {"", "tremplin", false, false, true},
+		"another garcon":          {"", "garcon", false, false, true},
+		"the initramfs's tool":    {"mkinitramfs/main.go", "", false, false, true},
+		"the manifest's tool":     {"mkmanifest/main.go", "", false, false, true},
+		"the documentation":       {"README.md", "", false, false, false},
+		"a test":                  {"build_test.go", "", false, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			recipe := copyRecipe(t)
@@ -116,12 +133,14 @@ func TestKeysChangeWithTheirInputsOnly(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			gotBase, gotImage := keys(t, recipe, test.maitred, test.vshd)
-			if (gotBase != base) != test.base {
-				t.Errorf("base key %s after %s", gotBase, base)
-			}
-			if (gotImage != img) != test.image {
-				t.Errorf("image key %s after %s", gotImage, img)
+			gotBase, gotContainer, gotImage := keys(t, recipe, agents(t, test.agent))
+			for what, key := range map[string]struct {
+				got, was string
+				changes  bool
+			}{"base": {gotBase, base, test.base}, "container": {gotContainer, container, test.container}, "image": {gotImage, img, test.image}} {
+				if (key.got != key.was) != key.changes {
+					t.Errorf("key of the %s: %s after %s", what, key.got, key.was)
+				}
 			}
 		})
 	}
@@ -152,6 +171,13 @@ echo module >$1/modules/001-a.ko
 printf 'suite=trixie\narchitecture=amd64\nkernel_release=1.2.3\ncreated=1000\n' >$1/facts
 printf 'bash\t5\tamd64\n' >$1/packages
 `)
+	writeFile(t, filepath.Join(c.recipe, "container.sh"), `#!/bin/sh
+set -eu
+echo built >>`+c.counts+`.container
+echo root >$1/rootfs.squashfs
+echo metadata >$1/metadata.tar.xz
+printf 'systemd\t257\tamd64\n' >$1/packages
+`)
 	agent, err := buildAgent(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -167,7 +193,7 @@ printf 'bash\t5\tamd64\n' >$1/packages
 }
 
 func (c *cacheTest) build(args ...string) (string, error) {
-	args = append([]string{"--maitred", c.agent, "--vshd", c.agent}, args...)
+	args = append([]string{"--maitred", c.agent, "--vshd", c.agent, "--tremplin", c.agent, "--garcon", c.agent}, args...)
 	return runBuild(filepath.Join(c.recipe, "build.sh"), c.environment, args...)
 }
 
@@ -187,9 +213,13 @@ func (c *cacheTest) mustBuild(args ...string) string {
 	return dir
 }
 
-// bases is how often the base was built.
-func (c *cacheTest) bases() int {
-	data, _ := os.ReadFile(c.counts)
+// bases is how often the base was built, containers how often their root.
+func (c *cacheTest) bases() int { return lines(c.counts) }
+
+func (c *cacheTest) containers() int { return lines(c.counts + ".container") }
+
+func lines(file string) int {
+	data, _ := os.ReadFile(file)
 	return bytes.Count(data, []byte("\n"))
 }
 
@@ -217,6 +247,9 @@ func TestCacheKeepsLayersApartAndOldEntriesAway(t *testing.T) {
 	}
 	if n := c.bases(); n != 1 {
 		t.Errorf("the base was built %d times, want once", n)
+	}
+	if n := c.containers(); n != 1 {
+		t.Errorf("the containers' root was built %d times, want once", n)
 	}
 	left := func() []string {
 		t.Helper()

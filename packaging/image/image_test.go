@@ -20,7 +20,7 @@ import (
 
 // builtImage returns the image under test: the one that AUBERGE_IMAGE_DIR
 // names, or else one from build.sh (out of its cache where possible), with a
-// stand-in for both agents, because this is about the image and not about them.
+// stand-in for every agent, because this is about the image and not about them.
 var builtImage = sync.OnceValues(func() (string, error) {
 	if dir := os.Getenv("AUBERGE_IMAGE_DIR"); dir != "" {
 		return dir, nil
@@ -34,7 +34,7 @@ var builtImage = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return runBuild("build.sh", nil, "--maitred", agent, "--vshd", agent)
+	return runBuild("build.sh", nil, "--maitred", agent, "--vshd", agent, "--tremplin", agent, "--garcon", agent)
 })
 
 // buildAgent builds some static program.
@@ -88,10 +88,16 @@ func TestImageIsWhatItsManifestSays(t *testing.T) {
 	for _, p := range m.Packages {
 		versions[p.Name] = p.Version
 	}
-	for _, name := range []string{"bash", "btrfs-progs", "iproute2", "kmod", "linux-image-" + m.KernelRelease} {
+	for _, name := range []string{"bash", "btrfs-progs", "incus-base", "iproute2", "kmod", "linux-image-" + m.KernelRelease} {
 		if versions[name] == "" {
 			t.Errorf("manifest has no version of %s", name)
 		}
+	}
+	if !slices.Contains(m.Features, image.FeatureTremplin) || m.ContainerKey == "" {
+		t.Errorf("manifest has features %q and container key %q: no containers", m.Features, m.ContainerKey)
+	}
+	if !slices.ContainsFunc(m.ContainerPackages, func(p image.Package) bool { return p.Name == "packagekit" && p.Version != "" }) {
+		t.Error("manifest has no version of packagekit in containers")
 	}
 
 	entries, err := os.ReadDir(dir)
@@ -102,7 +108,7 @@ func TestImageIsWhatItsManifestSays(t *testing.T) {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	want := []string{image.InitramfsFile, image.ManifestFile, image.RootFile, image.KernelFile}
+	want := []string{image.InitramfsFile, image.ManifestFile, image.RootFile, image.ToolsFile, image.KernelFile}
 	slices.Sort(want)
 	if !slices.Equal(names, want) {
 		t.Errorf("image holds %q, want %q", names, want)
@@ -258,23 +264,22 @@ func TestRootHasWhatTheAgentNeedsAndNothingOfTheBuilder(t *testing.T) {
 	root := filepath.Join(dir, image.RootFile)
 	checkSquashfs(t, root)
 
-	listing := map[string]string{} // path: the rest of its line
-	for line := range strings.Lines(rdsquashfs(t, "--describe", root)) {
-		kind, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-		name, rest, _ := strings.Cut(rest, " ")
-		listing[name] = kind + " " + rest
-	}
+	listing := describe(t, root)
 	for name, want := range map[string]string{
 		"proc": "dir 0755 0 0", "sys": "dir 0755 0 0", "dev": "dir 0755 0 0", "run": "dir 0755 0 0",
 		"tmp":          "dir 01777 0 0",
 		"mnt/stateful": "dir 0755 0 0", "mnt/shared": "dir 0755 0 0", "mnt/external": "dir 0755 0 0",
-		"home/chronos":        "dir 0700 1000 1000",
-		"etc/resolv.conf":     "slink 0777 0 0 /run/resolv.conf",
-		"usr/bin/bash":        "file 0755 0 0",
-		"usr/bin/ip":          "file 0755 0 0",
-		"usr/sbin/mkfs.btrfs": "file 0755 0 0",
-		"usr/sbin/mkfs.ext4":  "slink 0777 0 0 mke2fs",
-		"usr/sbin/modprobe":   "slink 0777 0 0 ../bin/kmod",
+		"home/chronos":               "dir 0700 1000 1000",
+		"etc/resolv.conf":            "slink 0777 0 0 /run/resolv.conf",
+		"usr/bin/bash":               "file 0755 0 0",
+		"usr/bin/ip":                 "file 0755 0 0",
+		"usr/sbin/mkfs.btrfs":        "file 0755 0 0",
+		"usr/libexec/incus/incusd":   "file 0755 0 0",
+		"usr/bin/lxcfs":              "file 0755 0 0",
+		"usr/sbin/dnsmasq":           "file 0755 0 0",
+		"opt/google/cros-containers": "dir 0755 0 0",
+		"usr/sbin/mkfs.ext4":         "slink 0777 0 0 mke2fs",
+		"usr/sbin/modprobe":          "slink 0777 0 0 ../bin/kmod",
 		"usr/lib/modules/" + m.KernelRelease + "/modules.dep.bin":                "file 0644 0 0",
 		"usr/lib/modules/" + m.KernelRelease + "/kernel/fs/btrfs/btrfs.ko":       "file 0644 0 0",
 		"usr/lib/modules/" + m.KernelRelease + "/kernel/fs/9p/9p.ko":             "file 0644 0 0",
@@ -302,11 +307,28 @@ func TestRootHasWhatTheAgentNeedsAndNothingOfTheBuilder(t *testing.T) {
 	if !strings.Contains(rdsquashfs(t, "--cat", "etc/shadow", root), "\nchronos:!:") {
 		t.Error("chronos is not locked")
 	}
+	for _, file := range []string{"etc/subuid", "etc/subgid"} {
+		if got := rdsquashfs(t, "--cat", file, root); got != "root:1000000:1000000000\nroot:1000:1\n" {
+			t.Errorf("%s holds %q", file, got)
+		}
+	}
 	for _, file := range []string{"etc/machine-id", "etc/apt/sources.list"} {
 		if got := rdsquashfs(t, "--cat", file, root); got != "" {
 			t.Errorf("%s holds %q, want nothing", file, got)
 		}
 	}
+}
+
+// describe lists what is in a squashfs: path and the rest of its line.
+func describe(t *testing.T, file string) map[string]string {
+	t.Helper()
+	listing := map[string]string{}
+	for line := range strings.Lines(rdsquashfs(t, "--describe", file)) {
+		kind, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		name, rest, _ := strings.Cut(rest, " ")
+		listing[name] = kind + " " + rest
+	}
+	return listing
 }
 
 func rdsquashfs(t *testing.T, args ...string) string {

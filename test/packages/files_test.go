@@ -162,7 +162,7 @@ func TestPlaces(t *testing.T) {
 	}
 	image := slices.Sorted(maps.Keys(inDeb(t, find(t, "auberge-image_*.deb")).without("/usr/share/doc/*/*", "/usr/share/lintian/*/*")))
 	if diff := cmp.Diff([]string{"/usr/share/auberge/image/initramfs.cpio", "/usr/share/auberge/image/manifest.json",
-		"/usr/share/auberge/image/rootfs.squashfs", "/usr/share/auberge/image/vmlinux"}, image); diff != "" {
+		"/usr/share/auberge/image/rootfs.squashfs", "/usr/share/auberge/image/tools.squashfs", "/usr/share/auberge/image/vmlinux"}, image); diff != "" {
 		t.Error(diff)
 	}
 	find(t, "vhost-device-vsock_*.deb")

@@ -8,18 +8,24 @@ root=$1
 # What a container of ChromeOS mounts and runs its tools from.
 mkdir -p "$root/opt/google/cros-containers"
 
-# Who runs is the network's and the user's business only; the clock is the VM's,
-# there is no console to log in at, no disk to check or grow.
+# The network is all that a container has of its own. Clock, kernel, devices and
+# disks are the VM's; there is no console to log in at, and /tmp is no memory.
 systemctl --root="$root" --quiet enable systemd-networkd.service systemd-resolved.service
 systemctl --root="$root" --quiet disable systemd-networkd-wait-online.service
 for unit in getty.target console-getty.service container-getty@.service getty@.service \
-	systemd-hwdb-update.service systemd-pstore.service systemd-modules-load.service \
-	fstrim.timer e2scrub_all.timer e2scrub_reap.service systemd-timesyncd.service \
-	apt-daily.timer apt-daily-upgrade.timer systemd-udev-settle.service \
+	modprobe@.service systemd-modules-load.service systemd-remount-fs.service \
+	systemd-hwdb-update.service systemd-pstore.service systemd-udev-load-credentials.service \
+	systemd-network-generator.service systemd-timesyncd.service \
+	systemd-tmpfiles-setup-dev-early.service systemd-tmpfiles-setup-dev.service \
 	sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount \
-	proc-sys-fs-binfmt_misc.automount; do
+	sys-fs-fuse-connections.mount dev-hugepages.mount dev-mqueue.mount tmp.mount \
+	proc-sys-fs-binfmt_misc.automount fstrim.timer e2scrub_all.timer e2scrub_reap.service \
+	apt-daily.timer apt-daily-upgrade.timer; do
 	ln -sfn /dev/null "$root/etc/systemd/system/$unit"
 done
+# Packages made all that a first boot would make anew.
+touch "$root/etc/.updated" "$root/var/.updated"
+
 # The agent runs for the container's user, from the tools that the VM brings.
 mkdir -p "$root/etc/systemd/user/default.target.wants"
 ln -s /usr/lib/systemd/user/cros-garcon.service "$root/etc/systemd/user/default.target.wants/"
@@ -40,8 +46,10 @@ rm -rf "$root"/usr/lib/udev/hwdb.d "$root"/usr/lib/udev/hwdb.bin "$root"/etc/ude
 # Nothing that only a reader of manuals would miss.
 rm -rf "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/info/* \
 	"$root"/usr/share/locale/* "$root"/usr/share/lintian "$root"/usr/share/bug \
-	"$root"/var/cache/debconf/*-old "$root"/var/cache/ldconfig/* "$root"/var/log/* \
+	"$root"/var/cache/debconf/*-old "$root"/var/cache/ldconfig/* \
 	"$root"/var/lib/dpkg/*-old "$root"/var/backups/* "$root"/etc/*-
+
+find "$root/var/log" -type f -delete
 
 # How to reach the network from where it was built; the person whose container
 # it becomes chooses where packages come from.
