@@ -10,6 +10,7 @@ import (
 
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
 	pb "github.com/auberge-vm/auberge/protos/tremplinpb"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -180,6 +181,10 @@ func (s *Server) resetDatabase(ctx context.Context, set settings) error {
 		s.log.Warn("containers run while the database is made anew", "err", err)
 	}
 	s.daemon.stop(unix.SIGTERM, stopGrace)
+	// A new Incus does not take a bridge that it did not make.
+	if err := removeBridge(); err != nil {
+		return err
+	}
 	back, err := s.daemon.setDatabaseAside()
 	if err != nil {
 		return fmt.Errorf("cannot set Incus' database aside: %w", err)
@@ -191,6 +196,9 @@ func (s *Server) resetDatabase(ctx context.Context, set settings) error {
 	}
 	s.log.Error("Incus' database cannot be made anew, going back to the old one", "err", err)
 	s.daemon.stop(unix.SIGTERM, stopGrace)
+	if err := removeBridge(); err != nil {
+		s.log.Warn("the bridge stays as it is", "err", err)
+	}
 	if undo := back(); undo != nil {
 		return errors.Join(err, fmt.Errorf("the old database cannot be put back: %w", undo))
 	}
@@ -198,6 +206,22 @@ func (s *Server) resetDatabase(ctx context.Context, set settings) error {
 		return errors.Join(err, again)
 	}
 	return s.configure(ctx, set, true)
+}
+
+// removeBridge removes the containers' bridge.
+func removeBridge() error {
+	link, err := netlink.LinkByName(bridgeName)
+	var none netlink.LinkNotFoundError
+	if errors.As(err, &none) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot remove the bridge %s: %w", bridgeName, err)
+	}
+	return nil
 }
 
 // recover makes a new database.
