@@ -426,6 +426,8 @@ func TestQuestionsAreAskedInTurn(t *testing.T) {
 	a := s.current.Load().polkit
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.questions.mu.Lock()
+	defer a.questions.mu.Unlock()
 	if len(a.questions.lines) > 0 || len(a.dialogs) > 0 || len(a.questions.slots) > 0 {
 		t.Errorf("something is left: %v %v", a.questions.lines, a.dialogs)
 	}
