@@ -81,9 +81,9 @@ func TestFlood(t *testing.T) {
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("five megabytes: %v", err)
 	}
-	_, err = m.container.UpdateApplicationList(t.Context(), &cpb.UpdateApplicationListRequest{Token: token, Application: make100000()})
+	_, err = m.container.UpdateApplicationList(t.Context(), &cpb.UpdateApplicationListRequest{Token: token, Application: manyApplications()})
 	if err == nil {
-		t.Error("a hundred thousand applications are taken")
+		t.Error("three hundred thousand applications are taken")
 	}
 	// Bytes that are not UTF-8.
 	raw := append([]byte{0x0a, 2, 0xff, 0xfe, 0x12, byte(len(token))}, token...)
@@ -93,19 +93,21 @@ func TestFlood(t *testing.T) {
 	}
 	// Ten thousand openings, as fast as they go.
 	allowed := 0
-	for range 10000 {
+	for i := range 10000 {
 		_, err := m.container.OpenUrl(t.Context(), &cpb.OpenUrlRequest{Token: token, Url: "https://example.org"})
 		if err == nil {
 			allowed++
 		} else if status.Code(err) != codes.ResourceExhausted {
 			t.Fatal(err)
 		}
-		if _, err := m.container.OpenTerminal(t.Context(), &cpb.OpenTerminalRequest{Token: token}); err == nil {
-			allowed++
+		if i%20 == 0 {
+			if _, err := m.container.OpenTerminal(t.Context(), &cpb.OpenTerminalRequest{Token: token}); err == nil {
+				allowed++
+			}
 		}
 	}
-	if allowed > 1000 {
-		t.Errorf("%d of 20,000 were opened", allowed)
+	if allowed > 500 { // ten in 15 seconds, however long this takes
+		t.Errorf("%d of 10,500 were opened", allowed)
 	}
 	w.mu.Lock()
 	if len(w.urls) == 0 || len(w.urls) > 500 {
@@ -134,7 +136,7 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-func make100000() []*cpb.Application {
+func manyApplications() []*cpb.Application {
 	a := &cpb.Application{}
 	all := make([]*cpb.Application, 300000)
 	for i := range all {
@@ -253,7 +255,6 @@ func TestCrashReports(t *testing.T) {
 	if refused != 80 {
 		t.Errorf("%d of 100 reports were refused", refused)
 	}
-	must(t)(nil, nil)
 }
 
 // Metrics have their limits.
