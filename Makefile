@@ -72,7 +72,7 @@ packages: build man share
 # that protoc writes for one, the libraries from npm for the other.
 examples:
 	@mkdir -p $(BIN)/examples/proto
-	@cp -r examples/python examples/javascript $(BIN)/examples/ && cp protos/*.proto $(BIN)/examples/proto/
+	@cp -r examples/python examples/javascript examples/shell $(BIN)/examples/ && cp protos/*.proto $(BIN)/examples/proto/
 	protoc -I protos --python_out=$(BIN)/examples/python concierge_service.proto
 	@cd $(BIN)/examples/javascript && { cmp -s package-lock.json node_modules/.lock || \
 	{ npm ci --ignore-scripts --no-audit --no-fund && cp package-lock.json node_modules/.lock; }; }

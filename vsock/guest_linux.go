@@ -28,11 +28,13 @@ const guestWrite = 32 << 10
 // is the kernel's, streams from unreserved source ports are dropped too:
 // there any user of the host can dial.
 func ListenGuest(port uint32, reservedOnly bool) (net.Listener, error) {
-	l, err := mdlayher.Listen(port, nil)
+	// Not by the library's Listen, which wants /dev/vsock: containers have none.
+	f, err := GuestSocket(port)
 	if err != nil {
 		return nil, err
 	}
-	return &guestListener{l: l, port: port, reservedOnly: reservedOnly}, nil
+	defer f.Close()
+	return ListenGuestFile(f, port, reservedOnly)
 }
 
 // GuestSocket returns a listening socket on a port inside a guest, for another

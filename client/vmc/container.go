@@ -260,12 +260,14 @@ func (a *app) createContainer(ctx context.Context, f *follower, o *containerOpti
 	r.say("creating it", -1)
 	return f.await(ctx, work{what: what,
 		// After a restart nobody may be left who would tell the end of it:
-		// asking again is answered by what there is, or begins again.
+		// asking again is answered by what goes on, or begins again. What is
+		// there already must not be asked for: without a user it is made anew.
 		look: func(ctx context.Context, again bool) (bool, error) {
-			if again {
+			exists, err := f.exists(ctx, a.owner, o.name)
+			if again && !exists && err == nil {
 				return begin(ctx)
 			}
-			return f.exists(ctx, a.owner, o.name)
+			return exists, err
 		},
 		hear: func(_ string, m proto.Message) (bool, error) {
 			switch m := m.(type) {

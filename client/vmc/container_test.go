@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -268,5 +269,30 @@ func TestValidUser(t *testing.T) {
 		if got := validUser(name); got != want {
 			t.Errorf("%q: %q, want %q", name, got, want)
 		}
+	}
+}
+
+// The example in shell needs busctl alone; it speaks to the same tables.
+func TestShellExample(t *testing.T) {
+	h, bus := openHouse(t)
+	run := func(container string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), "sh", "../../examples/shell/container.sh", "vm", container, "alice")
+		cmd.Env = append(os.Environ(), "BUS=--address="+bus.Address, "PATIENCE=30")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	long := "x" + strings.Repeat("y", 130) // a length of two bytes
+	for _, name := range []string{"penguin", long} {
+		if out, err := run(name); err != nil || !strings.HasSuffix(out, "the start of "+name+": done\n") || h.status(name) != "running" {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+	if out, err := run("penguin"); err != nil || out != "penguin runs already\n" {
+		t.Errorf("%v: %s", err, out)
+	}
+	h.set("bad", "stopped")
+	h.on("StartLxdContainer", func(string) error { return errors.New("no space\x1b[2J, über") })
+	if out, err := run("bad"); err == nil || !strings.Contains(out, "start bad: ") || !strings.Contains(out, "no space?[2J, über") {
+		t.Errorf("%v: %s", err, out)
 	}
 }

@@ -108,10 +108,15 @@ func (a *app) packageInfo(ctx context.Context, f *follower, name, pkg string) er
 		}
 	}
 	t.row("Package id", resp.PackageId)
-	t.row("Summary", resp.Summary)
-	t.row("License", resp.License)
-	t.row("Project", resp.ProjectUrl)
-	t.row("Size", bytesWord(resp.Size))
+	size := ""
+	if resp.Size > 0 { // else nobody has told it
+		size = bytesWord(resp.Size)
+	}
+	for _, row := range [][2]string{{"Summary", resp.Summary}, {"License", resp.License}, {"Project", resp.ProjectUrl}, {"Size", size}} {
+		if row[1] != "" {
+			t.row(row[0], row[1])
+		}
+	}
 	if err := t.end(); err != nil {
 		return err
 	}

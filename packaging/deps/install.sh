@@ -37,6 +37,8 @@ e2fsprogs              mkfs.ext4                          disks in tests
 diod                   diod                               a 9P server in tests
 nftables               nft                                firewalls in tests
 iproute2               ip                                 interfaces in tests
+openssh-client         ssh                                shells in containers by ssh
+dpkg                   dpkg-deb                           packages that containers install
 polkitd                /usr/lib/polkit-1/polkitd          rights in tests
 protobuf-compiler      protoc                             make protos
 make                   make                               building

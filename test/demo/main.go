@@ -65,15 +65,15 @@ func run(ctx context.Context, bin, image string) error {
 	d.do("vmc", "start", "termina", "--size", "6G")
 	d.do("vmc", "list")
 	d.do("vsh", "termina", "--", "uname", "-a")
-	fmt.Println("# A container in it, from the image that comes along, with this user in it.")
+	d.say("A container in it, from the image that comes along, with this user in it.")
 	d.do("vmc", "container", "termina", "penguin", "--no-shell")
 	d.do("vmc", "containers", "termina")
 	d.do("vsh", "termina", "penguin", "--", "id")
 	d.do("vsh", "termina", "penguin", "--", "cat", "/etc/os-release")
-	fmt.Println("# A package, made on the spot, goes in by a stream and is installed by PackageKit.")
+	d.say("A package, made on the spot, goes in by a stream and is installed by PackageKit.")
 	d.installPackage()
 	if term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd())) {
-		fmt.Println("# A shell in the container; leave it with exit.")
+		d.say("A shell in the container; leave it with exit.")
 		d.shell()
 	}
 	d.do("vmc", "stop-container", "termina", "penguin")
@@ -96,6 +96,13 @@ type demo struct {
 	bed  *testbed.Bed
 	user testbed.User
 	err  error
+}
+
+// say tells what comes next, if it does.
+func (d *demo) say(text string) {
+	if d.err == nil {
+		fmt.Println("#", text)
+	}
 }
 
 func (d *demo) do(name string, args ...string) { d.doWith(nil, name, args...) }
