@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 BIN       := bin
 # Programs of the host and of the guest. All are static: the daemons start
 # themselves again as other users, and guests have no C library to share.
-HOST      := daemon/vm_concierge daemon/auberge-vm daemon/auberge-helper client/cmd/vmc client/cmd/vsh
+HOST      := daemon/vm_concierge daemon/vm_cicerone daemon/auberge-vm daemon/auberge-helper client/cmd/vmc client/cmd/vsh
 GUEST     := $(wildcard guest/cmd/*)
 
 # What the install and package rules need; the places they install to can be

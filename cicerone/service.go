@@ -2,8 +2,13 @@ package cicerone
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/auberge-vm/auberge/policy"
 )
@@ -23,14 +28,35 @@ func (k *kind) Error() string { return k.text }
 // BusErrorName is the error's name on our own interfaces.
 func (k *kind) BusErrorName() string { return "io.github.auberge_vm.Error." + k.name }
 
+// Deadlines of calls into guests, as on ChromeOS.
+const (
+	connectTimeout = 5 * time.Second
+	callTimeout    = 60 * time.Second
+	startTimeout   = 120 * time.Second
+	// lxdTimeout bounds the start of the container manager; under emulation it
+	// takes the better part of a minute.
+	lxdTimeout = 5 * time.Minute
+	// desktopTimeout bounds what is handed on to a user's desktop.
+	desktopTimeout = 10 * time.Second
+)
+
+// defaultContainer is the one that is meant where none is named, and the one
+// that a VM without containers is said to have.
+const defaultContainer = "penguin"
+
 // Config is how a Service runs.
 type Config struct {
-	// StateDir holds a small file per running VM: what must be known again
-	// after a restart. It need not survive a reboot.
+	// StateDir holds a small file per VM: what must be known again after a
+	// restart of this service or of a VM.
 	StateDir string
-	// Timezone returns the host's time zone, a name such as Europe/Paris;
-	// nil means UTC for all containers' clocks as their images have it.
+	// Timezone returns the host's time zone, a name such as Europe/Paris; nil
+	// leaves containers the one they have.
 	Timezone func() (string, error)
+	// ZoneDir is the host's zone files; empty means /usr/share/zoneinfo.
+	ZoneDir string
+	// WatchInterval is how often an operation in progress is looked after;
+	// zero means every twenty seconds.
+	WatchInterval time.Duration
 
 	Concierge Concierge
 	Events    Events
@@ -43,27 +69,134 @@ type Service struct {
 	cfg Config
 	log *slog.Logger
 
-	mu      sync.Mutex
-	running sync.WaitGroup
-	quit    context.Context
-	stop    context.CancelFunc
+	// mu guards the tables, and all that a vm and a container say is the
+	// service's. It is never held across a call, a file or a wait; signals are
+	// handed over under it, which keeps them in the order of what happened.
+	mu     sync.Mutex
+	vms    map[key]*vm
+	closed bool
+	// stops counts the VMs that were said to have stopped: who takes up a VM
+	// meanwhile looks again.
+	stops uint64
+	// before is what a run of the service before this one knew, as far as
+	// nobody has looked after it yet.
+	before  map[key]record
+	dialogs map[string]*dialog // by token
+
+	// takeTurn lets one at a time take up VMs.
+	takeTurn chan struct{}
+	// saveTurns let one at a time write the record of a VM.
+	saveTurns [8]chan struct{}
+	running   sync.WaitGroup
+	// quit ends every goroutine of the service; what runs in guests stays.
+	quit context.Context
+	stop context.CancelFunc
 }
+
+// key is what tells VMs apart.
+type key struct {
+	uid         uint32
+	label, name string
+}
+
+func keyOf(o policy.Owner, name string) key { return key{uid: o.UID, label: o.Label, name: name} }
 
 // New returns a service that has looked at every VM which runs, so that it
 // may take its name. A concierge that is not there is no error: its VMs are
 // looked at when Resync is called, which the daemon does whenever the
 // concierge's name gets a new owner.
 func New(ctx context.Context, cfg Config) (*Service, error) {
+	if !filepath.IsAbs(cfg.StateDir) {
+		return nil, fmt.Errorf("state directory %q must be an absolute path", cfg.StateDir)
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if cfg.ZoneDir == "" {
+		cfg.ZoneDir = "/usr/share/zoneinfo"
+	}
+	if cfg.WatchInterval == 0 {
+		cfg.WatchInterval = 20 * time.Second
+	}
 	quit, stop := context.WithCancel(context.Background())
-	return &Service{cfg: cfg, log: cfg.Log, quit: quit, stop: stop}, nil
+	s := &Service{cfg: cfg, log: cfg.Log, vms: map[key]*vm{}, dialogs: map[string]*dialog{},
+		takeTurn: make(chan struct{}, 1), quit: quit, stop: stop}
+	for i := range s.saveTurns {
+		s.saveTurns[i] = make(chan struct{}, 1)
+	}
+	s.before = s.records()
+	if err := s.Resync(ctx); err != nil {
+		s.log.Warn("running VMs are not known yet", "err", err)
+	}
+	return s, nil
 }
-
-// Resync looks at all VMs: those that are new are taken up, those that went
-// are dropped with their signals.
-func (s *Service) Resync(ctx context.Context) error { return nil }
 
 // Close ends the service and leaves VMs, containers and their operations
 // alone: the next one finds them again.
-func (s *Service) Close() { s.stop(); s.running.Wait() }
+func (s *Service) Close() {
+	s.mu.Lock()
+	s.closed = true
+	var all []*vm
+	for _, v := range s.vms {
+		all = append(all, v)
+	}
+	s.mu.Unlock()
+	s.stop()
+	for _, v := range all {
+		v.hangUp()
+	}
+	s.running.Wait()
+}
 
-var _ = policy.Subject{}
+// begin runs f in a goroutine for which Close waits; after Close it does not.
+func (s *Service) begin(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.beginLocked(f)
+}
+
+func (s *Service) beginLocked(f func()) bool {
+	if s.closed {
+		return false
+	}
+	s.running.Go(f)
+	return true
+}
+
+// find returns a VM of the subject.
+func (s *Service) find(sub policy.Subject, name string) (*vm, error) {
+	if err := policy.CheckName(name); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.vms[keyOf(sub.Owner, name)]
+	if v == nil {
+		return nil, fmt.Errorf("%w: VM %q of owner %s does not run, or vm_concierge has not announced it", ErrNotFound, name, sub.Owner.Word)
+	}
+	return v, nil
+}
+
+// byCID returns the VM with a CID.
+func (s *Service) byCID(cid uint32) *vm {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range s.vms {
+		if v.info.CID == cid {
+			return v
+		}
+	}
+	return nil
+}
+
+// turn takes one of a kind of turns, unless the context ends before.
+func turn(ctx context.Context, c chan struct{}) error {
+	select {
+	case c <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+var errClosed = errors.New("vm_cicerone shuts down")

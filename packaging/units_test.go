@@ -20,6 +20,7 @@ const unitDir = "systemd"
 // service, times ten.
 var exposure = map[string]int{
 	"vm-concierge.service":   20,
+	"vm-cicerone.service":    15,
 	"auberge-helper.service": 30,
 	"auberge-vm@.service":    20,
 	// It runs as root for some seconds of a shutdown, to call one method.
@@ -31,7 +32,7 @@ var exposure = map[string]int{
 func render(t *testing.T) string {
 	t.Helper()
 	dir, libexec := t.TempDir(), t.TempDir()
-	for _, program := range []string{"vm_concierge", "auberge-vm", "auberge-helper"} {
+	for _, program := range []string{"vm_concierge", "vm_cicerone", "auberge-vm", "auberge-helper"} {
 		if err := os.WriteFile(filepath.Join(libexec, program), nil, 0o755); err != nil {
 			t.Fatal(err)
 		}

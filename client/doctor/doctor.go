@@ -52,6 +52,8 @@ type Bus interface {
 	Known(ctx context.Context, name string) (owned, activatable bool, err error)
 	// Info is what GetServiceInfo answers.
 	Info(ctx context.Context) (map[string]any, error)
+	// Cicerone is what vm_cicerone's GetServiceInfo answers.
+	Cicerone(ctx context.Context) (map[string]any, error)
 	// MayUse fails when the caller may not use VMs.
 	MayUse(ctx context.Context) error
 	// LaunchAllowed says whether VMs may be started on these processors.
@@ -87,6 +89,7 @@ var checks = []check{
 	{"helper", checkHelper},
 	{"units", checkUnits},
 	{"network", checkNetwork},
+	{"containers", checkContainers},
 	{"disk space", checkDisk},
 	{"runtime space", checkRuntime},
 	{"subordinate ids", checkSubIDs},

@@ -17,6 +17,7 @@ type fakeBus struct {
 	names   map[string]bool // whether they are there; others can't be started
 	info    map[string]any
 	infoErr error
+	ctErr   error
 	may     error
 	allowed bool
 	reason  string
@@ -27,7 +28,10 @@ func (b *fakeBus) Known(_ context.Context, name string) (bool, bool, error) {
 }
 
 func (b *fakeBus) Info(context.Context) (map[string]any, error) { return b.info, b.infoErr }
-func (b *fakeBus) MayUse(context.Context) error                 { return b.may }
+func (b *fakeBus) Cicerone(context.Context) (map[string]any, error) {
+	return map[string]any{}, b.ctErr
+}
+func (b *fakeBus) MayUse(context.Context) error { return b.may }
 func (b *fakeBus) LaunchAllowed(context.Context) (bool, string, error) {
 	return b.allowed, b.reason, nil
 }
@@ -44,7 +48,7 @@ type patient struct {
 
 func healthy(t *testing.T) *patient {
 	p := &patient{t: t, qemu: "QEMU emulator version 10.0.2 (Debian)\n"}
-	p.bus = &fakeBus{names: map[string]bool{serviceName: true, polkitName: true}, allowed: true, info: map[string]any{
+	p.bus = &fakeBus{names: map[string]bool{serviceName: true, ciceroneName: true, polkitName: true}, allowed: true, info: map[string]any{
 		"vsock": "user", "network": "tap", "polkit": "required", "vm_units": true, "helper": "/run/auberge-helper/socket",
 		"accel": "kvm", "state_dir": "/var/lib/auberge", "runtime_dir": "/run/auberge",
 		"state_free": uint64(50 << 30), "runtime_free": uint64(1 << 30),
@@ -169,6 +173,8 @@ func TestIlls(t *testing.T) {
 		detail, remedy string
 	}{
 		"nobody starts the service": {func(p *patient) { p.bus.names[serviceName] = false }, "service", Fail, "not on the bus", "package auberge"},
+		"nobody starts containers":  {func(p *patient) { p.bus.names[ciceroneName] = false }, "containers", Warn, "vm_cicerone is not on the bus", "vm-cicerone.service"},
+		"vm_cicerone that is stuck": {func(p *patient) { p.bus.ctErr = errors.New("late") }, "containers", Fail, "does not answer: late", "containers run on"},
 		"no seat and no group": {func(p *patient) {
 			p.bus.may, p.host.Groups = ErrDenied, nil
 			p.files["/etc/group"] = "kvm:x:1:\nauberge:x:2:\nauberge-daemon:x:3:\n"

@@ -9,8 +9,9 @@ import (
 )
 
 const (
-	serviceName = "org.chromium.VmConcierge"
-	polkitName  = "org.freedesktop.PolicyKit1"
+	serviceName  = "org.chromium.VmConcierge"
+	ciceroneName = "org.chromium.VmCicerone"
+	polkitName   = "org.freedesktop.PolicyKit1"
 )
 
 func checkService(ctx context.Context, h *Host, _ info) Finding {
@@ -31,6 +32,30 @@ func checkService(ctx context.Context, h *Host, _ info) Finding {
 			"see journalctl -u vm-concierge.service, then systemctl restart vm-concierge.service (VMs run on)")
 	}
 	return ok("vm_concierge answers")
+}
+
+// checkContainers looks at the service for containers, without which VMs run
+// all the same.
+func checkContainers(ctx context.Context, h *Host, known info) Finding {
+	if h.Bus == nil {
+		return warn("not known: the bus cannot be reached", "")
+	}
+	owned, activatable, err := h.Bus.Known(ctx, ciceroneName)
+	if err != nil {
+		return warn(fmt.Sprintf("not known: %v", err), "")
+	}
+	if !owned && !activatable {
+		return warn("vm_cicerone is not on the bus, and nothing starts it: there are no containers in VMs",
+			"install the package auberge, or start it: systemctl start vm-cicerone.service")
+	}
+	if _, err := h.Bus.Cicerone(ctx); err != nil {
+		return fail(fmt.Sprintf("vm_cicerone does not answer: %v", err),
+			"see journalctl -u vm-cicerone.service, then systemctl restart vm-cicerone.service (containers run on)")
+	}
+	if known.word("vsock") == "kernel" {
+		return ok("vm_cicerone answers; with kernel vsock there are no shells in containers, see vsock")
+	}
+	return ok("vm_cicerone answers")
 }
 
 func checkRights(ctx context.Context, h *Host, _ info) Finding {

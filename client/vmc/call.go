@@ -14,7 +14,7 @@ import (
 func (a *app) callCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "call METHOD [JSON]",
-		Short: "Call a method of vm_concierge with a request in JSON",
+		Short: "Call a method of vm_concierge or vm_cicerone with a request in JSON",
 		Long: "Send METHOD the request that JSON says (\"-\" reads it from standard input, nothing is\n" +
 			"the empty request) and print the response as JSON, {} where there is none. Methods:\n  " +
 			wrapped(methodNames(), 76, "  ") + ".",
@@ -48,7 +48,7 @@ func wrapped(words []string, width int, indent string) string {
 }
 
 func (a *app) rawCall(ctx context.Context, name string, args []string) error {
-	m, err := findMethod(name)
+	of, m, err := findMethod(name)
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (a *app) rawCall(ctx context.Context, name string, args []string) error {
 	default:
 		resp = fresh(m.ResponseFor(req))
 	}
-	if err := s.call(ctx, name, req, resp); err != nil {
+	if err := s.with(of).call(ctx, name, req, resp); err != nil {
 		return err
 	}
 	if resp == nil {

@@ -121,3 +121,69 @@ func nothing(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirecti
 }
 
 func words(list ...string) func() []string { return func() []string { return list } }
+
+// completeContainer completes a VM and then one of its containers.
+func (a *app) completeContainer() completer {
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		switch len(args) {
+		case 0:
+			return beginning(typed, a.ask(cmd.Context(), a.running)), cobra.ShellCompDirectiveNoFileComp
+		case 1:
+			return beginning(typed, a.ask(cmd.Context(), a.containersOf(args[0]))), cobra.ShellCompDirectiveNoFileComp
+		}
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeContainerFile is completeContainer for VM CONTAINER FILE.
+func (a *app) completeContainerFile() completer {
+	names := a.completeContainer()
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		if len(args) == 2 {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		return names(cmd, args, typed)
+	}
+}
+
+// completeApplication completes VM [CONTAINER] APPLICATION.
+func (a *app) completeApplication() completer {
+	names := a.completeContainer()
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		switch len(args) {
+		case 1:
+			return beginning(typed, a.ask(cmd.Context(), a.containersOf(args[0]), a.appsOf(args[0], defaultContainer))), cobra.ShellCompDirectiveNoFileComp
+		case 2:
+			return beginning(typed, a.ask(cmd.Context(), a.appsOf(args[0], args[1]))), cobra.ShellCompDirectiveNoFileComp
+		}
+		return names(cmd, args, typed)
+	}
+}
+
+func (a *app) containersOf(vm string) names {
+	return func(ctx context.Context, s *session) []string {
+		all, err := listContainers(ctx, s.with(cicerone()), vm, a.owner)
+		if err != nil {
+			return nil
+		}
+		var found []string
+		for _, c := range all {
+			found = append(found, field(c, "name"))
+		}
+		return found
+	}
+}
+
+func (a *app) appsOf(vm, container string) names {
+	return func(ctx context.Context, s *session) []string {
+		list, err := a.applications(ctx, s.with(cicerone()), vm, container)
+		if err != nil {
+			return nil
+		}
+		var found []string
+		for _, app := range list.Apps {
+			found = append(found, app.DesktopFileId)
+		}
+		return found
+	}
+}

@@ -63,7 +63,7 @@ func (a *app) destroyCommand() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeVM(a.withDisk),
 		RunE: a.withSession(func(ctx context.Context, s *session, args []string) error {
-			if err := a.confirm(yes, args[0]); err != nil {
+			if err := a.confirm(yes, "destroy removes all data of the VM", "Remove the disk of "+args[0]+" and everything on it?"); err != nil {
 				return err
 			}
 			var resp pb.DestroyDiskImageResponse
@@ -89,14 +89,14 @@ func (a *app) destroyCommand() *cobra.Command {
 }
 
 // confirm asks a person. A script has to say --yes.
-func (a *app) confirm(yes bool, name string) error {
+func (a *app) confirm(yes bool, warning, question string) error {
 	if yes {
 		return nil
 	}
 	if a.in == nil || !term.IsTerminal(int(a.in.Fd())) {
-		return withCode(ExitUsage, errors.New("destroy removes all data of the VM: confirm with --yes"))
+		return withCode(ExitUsage, errors.New(warning+": confirm with --yes"))
 	}
-	fmt.Fprintf(a.err, "Remove the disk of %s and everything on it? [y/N] ", name)
+	fmt.Fprint(a.err, printable(question), " [y/N] ")
 	line, _ := bufio.NewReader(a.in).ReadString('\n')
 	if answer := strings.ToLower(strings.TrimSpace(line)); answer != "y" && answer != "yes" {
 		return withCode(ExitFailed, errors.New("nothing was removed"))

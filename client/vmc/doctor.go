@@ -23,9 +23,9 @@ func (a *app) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
 		Short: "Find out what keeps VMs from running here, and how to mend it",
-		Long: "Look at the service, your rights, KVM, QEMU, the guest image, vsock, the helper, networks and\n" +
-			"space, and say of each whether it is ok, could be better (warn) or is broken (fail), and what to\n" +
-			"do. Nothing is changed. The exit code is 1 when something is broken.",
+		Long: "Look at the service, your rights, KVM, QEMU, the guest image, vsock, the helper, networks,\n" +
+			"containers and space, and say of each whether it is ok, could be better (warn) or is broken\n" +
+			"(fail), and what to do. Nothing is changed. The exit code is 1 when something is broken.",
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -108,9 +108,15 @@ func (b busOfDoctor) Known(ctx context.Context, name string) (owned, activatable
 	return owned, slices.Contains(names, name), nil
 }
 
-func (b busOfDoctor) Info(ctx context.Context) (map[string]any, error) {
+func (b busOfDoctor) Info(ctx context.Context) (map[string]any, error) { return infoOf(ctx, b.session) }
+
+func (b busOfDoctor) Cicerone(ctx context.Context) (map[string]any, error) {
+	return infoOf(ctx, b.with(cicerone()))
+}
+
+func infoOf(ctx context.Context, s *session) (map[string]any, error) {
 	var d dict
-	if err := b.plain(ctx, "GetServiceInfo", nil, &d); err != nil {
+	if err := s.plain(ctx, "GetServiceInfo", nil, &d); err != nil {
 		return nil, err
 	}
 	out := map[string]any{}

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/auberge-vm/auberge/dbus"
+	"github.com/auberge-vm/auberge/protos/appspb"
+	"github.com/auberge-vm/auberge/protos/ciceronepb"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 )
 
@@ -26,57 +28,74 @@ type subject struct {
 // methodNames are the names of all methods with messages.
 func methodNames() []string {
 	var names []string
-	for _, m := range dbus.ConciergeService(nil).Methods {
-		names = append(names, m.Name)
+	for _, of := range services() {
+		for _, m := range of.table.Methods {
+			names = append(names, m.Name)
+		}
 	}
 	return sorted(names)
 }
 
 func signalNames() []string {
 	var names []string
-	for _, s := range dbus.ConciergeService(nil).Signals {
-		names = append(names, s.Name)
+	for _, of := range services() {
+		for _, s := range of.table.Signals {
+			names = append(names, s.Name)
+		}
 	}
 	return sorted(names)
 }
+
+// contracts are the files with the messages of the contract.
+var contracts = []protoreflect.FileDescriptor{pb.File_concierge_service_proto, ciceronepb.File_cicerone_service_proto, appspb.File_apps_proto}
 
 // messageNames are the messages of the contract, without their package.
 func messageNames() []string {
 	var names []string
-	messages := pb.File_concierge_service_proto.Messages()
-	for i := range messages.Len() {
-		names = append(names, string(messages.Get(i).Name()))
+	for _, file := range contracts {
+		for i := range file.Messages().Len() {
+			names = append(names, string(file.Messages().Get(i).Name()))
+		}
 	}
 	return sorted(names)
 }
 
-// findMethod looks a method up.
-func findMethod(name string) (*dbus.Method, error) {
-	table := dbus.ConciergeService(nil)
-	m, ok := table.Method(name)
-	if !ok {
-		return nil, withCode(ExitUsage, fmt.Errorf("%s has no method %q%s", table.Interface, name, suggestion(name, methodNames())))
+// findMethod looks a method up, and whose it is. No two services have methods
+// of the same name.
+func findMethod(name string) (*service, *dbus.Method, error) {
+	var interfaces []string
+	for _, of := range services() {
+		if m, ok := of.table.Method(name); ok {
+			return of, &m, nil
+		}
+		interfaces = append(interfaces, of.table.Interface)
 	}
-	return &m, nil
+	return nil, nil, withCode(ExitUsage, fmt.Errorf("%s have no method %q%s", strings.Join(interfaces, " and "), name, suggestion(name, methodNames())))
 }
 
 // find looks a method, signal or message up.
 func find(name string) (*subject, error) {
-	table := dbus.ConciergeService(nil)
-	if m, ok := table.Method(name); ok {
-		return &subject{name: name, method: &m}, nil
-	}
-	for _, s := range table.Signals {
-		if s.Name == name {
-			return &subject{name: name, message: s.Payload}, nil
+	for _, of := range services() {
+		if m, ok := of.table.Method(name); ok {
+			return &subject{name: name, method: &m}, nil
+		}
+		for _, s := range of.table.Signals {
+			if s.Name == name {
+				return &subject{name: name, message: s.Payload}, nil
+			}
 		}
 	}
-	full := protoreflect.FullName(name)
+	candidates := []protoreflect.FullName{protoreflect.FullName(name)}
 	if !strings.Contains(name, ".") {
-		full = pb.File_concierge_service_proto.Package().Append(protoreflect.Name(name))
+		candidates = nil
+		for _, file := range contracts {
+			candidates = append(candidates, file.Package().Append(protoreflect.Name(name)))
+		}
 	}
-	if t, err := protoregistry.GlobalTypes.FindMessageByName(full); err == nil {
-		return &subject{name: name, message: t.New().Interface()}, nil
+	for _, full := range candidates {
+		if t, err := protoregistry.GlobalTypes.FindMessageByName(full); err == nil {
+			return &subject{name: name, message: t.New().Interface()}, nil
+		}
 	}
 	all := append(append(methodNames(), signalNames()...), messageNames()...)
 	return nil, withCode(ExitUsage, fmt.Errorf("there is no method, signal or message %q%s", name, suggestion(name, sorted(all))))

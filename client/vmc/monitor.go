@@ -2,6 +2,7 @@ package vmc
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,16 +14,13 @@ import (
 	godbus "github.com/godbus/dbus/v5"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
-
-	"github.com/auberge-vm/auberge/client/bus"
-	"github.com/auberge-vm/auberge/dbus"
 )
 
 func (a *app) monitorCommand() *cobra.Command {
 	var m monitor
 	cmd := &cobra.Command{
 		Use:   "monitor",
-		Short: "Print the signals of vm_concierge as lines of JSON",
+		Short: "Print the signals of the services as lines of JSON",
 		Long: "Print each signal about your VMs as one JSON object a line, with time, signal, interface\n" +
 			"and payload, until it is interrupted. A service that goes away is waited for. Root hears\n" +
 			"of VMs only with --all, and then of everybody's.",
@@ -69,8 +67,10 @@ func signalName(name string) (string, error) {
 // monitored are the signals that there are.
 func monitored() []string {
 	all := signalNames()
-	for _, s := range dbus.Concierge1Interface(nil).Signals {
-		all = append(all, s.Name)
+	for _, of := range services() {
+		for _, s := range of.own.Signals {
+			all = append(all, s.Name)
+		}
 	}
 	return sorted(all)
 }
@@ -81,9 +81,15 @@ type monitor struct {
 	all       bool
 	vm, until string
 
-	// service is the unique name of vm_concierge's connection, which its
-	// signals come from; empty while it is not on the bus.
-	service string
+	watched []*watched
+}
+
+// A watched is a service whose signals are printed.
+type watched struct {
+	*session
+	// at is the unique name of the service's connection, which its signals
+	// come from; empty while it is not on the bus.
+	at string
 }
 
 // A line is what is printed of a signal.
@@ -95,16 +101,17 @@ type line struct {
 }
 
 func (m *monitor) run(ctx context.Context) error {
-	// Signals stay in their order, however slowly somebody reads our output.
-	conn, err := bus.Connect(ctx, m.app.bus, godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
+	s, err := m.app.connect(ctx)
 	if err != nil {
-		return withCode(ExitUnreachable, err)
+		return err
 	}
-	s := &session{conn: conn, table: dbus.ConciergeService(nil)}
 	defer s.close()
 	signals := make(chan *godbus.Signal)
-	conn.Signal(signals)
-	if err := m.watch(ctx, s); err != nil {
+	s.conn.Signal(signals)
+	for _, of := range services() {
+		m.watched = append(m.watched, &watched{session: s.with(of)})
+	}
+	if err := m.watch(ctx); err != nil {
 		return err
 	}
 	for {
@@ -115,7 +122,7 @@ func (m *monitor) run(ctx context.Context) error {
 			if sig == nil {
 				return withCode(ExitUnreachable, fmt.Errorf("the bus has ended the connection"))
 			}
-			done, err := m.hear(ctx, s, sig)
+			done, err := m.hear(ctx, sig)
 			if done || err != nil {
 				return err
 			}
@@ -123,9 +130,36 @@ func (m *monitor) run(ctx context.Context) error {
 	}
 }
 
-// watch asks the bus for what vm_concierge sends to everybody, which is
-// nothing on a system bus, and for its coming and going.
-func (m *monitor) watch(ctx context.Context, s *session) error {
+// watch asks the bus for what the services send to everybody, which is
+// nothing on a system bus, and for their coming and going.
+func (m *monitor) watch(ctx context.Context) error {
+	for _, w := range m.watched {
+		if err := w.match(ctx); err != nil {
+			return err
+		}
+		err := w.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetNameOwner", 0, w.table.BusName).Store(&w.at)
+		if err != nil {
+			if w == m.watched[0] { // the other one may be started by the first container
+				m.say(w.program + " is not on this bus; waiting for it")
+			}
+			continue
+		}
+		if err := m.subscribe(ctx, w); err != nil {
+			return err
+		}
+	}
+	if !m.all && os.Geteuid() == 0 {
+		m.say("root hears of VMs with --all only")
+	}
+	if m.watched[0].at != "" {
+		m.say("listening")
+	}
+	return nil
+}
+
+// match asks the bus for what a service sends to everybody, and for its coming
+// and going.
+func (s *session) match(ctx context.Context) error {
 	for _, rule := range [][]godbus.MatchOption{
 		{godbus.WithMatchSender(s.table.BusName), godbus.WithMatchObjectPath(godbus.ObjectPath(s.table.Path))},
 		{godbus.WithMatchSender("org.freedesktop.DBus"), godbus.WithMatchMember("NameOwnerChanged"), godbus.WithMatchArg(0, s.table.BusName)},
@@ -134,41 +168,35 @@ func (m *monitor) watch(ctx context.Context, s *session) error {
 			return withCode(ExitUnreachable, fmt.Errorf("ask the bus for signals: %w", err))
 		}
 	}
-	err := s.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetNameOwner", 0, s.table.BusName).Store(&m.service)
-	if err != nil {
-		m.say("vm_concierge is not on this bus; waiting for it")
-		return nil
-	}
-	if err := m.subscribe(ctx, s); err != nil {
-		return err
-	}
-	if !m.all && os.Geteuid() == 0 {
-		m.say("root hears of VMs with --all only")
-	}
-	m.say("listening")
 	return nil
 }
 
 func (m *monitor) say(text string) { fmt.Fprintln(m.app.err, "vmc:", text) }
 
-func (m *monitor) subscribe(ctx context.Context, s *session) error {
+func (m *monitor) subscribe(ctx context.Context, w *watched) error {
 	if !m.all {
 		return nil
 	}
-	return s.plain(ctx, "Subscribe", nil)
+	return w.plain(ctx, "Subscribe", nil)
 }
 
 // hear prints a signal, and says whether it was the one to end with.
-func (m *monitor) hear(ctx context.Context, s *session, sig *godbus.Signal) (done bool, err error) {
+func (m *monitor) hear(ctx context.Context, sig *godbus.Signal) (done bool, err error) {
 	if sig.Name == "org.freedesktop.DBus.NameOwnerChanged" && sig.Sender == "org.freedesktop.DBus" {
-		return false, m.moved(ctx, s, sig)
+		return false, m.moved(ctx, sig)
 	}
-	// Anybody may send a signal; only the service's count.
-	if m.service == "" || sig.Sender != m.service || string(sig.Path) != s.table.Path {
+	// Anybody may send a signal; only the services' count.
+	var from *watched
+	for _, w := range m.watched {
+		if w.at != "" && sig.Sender == w.at && string(sig.Path) == w.table.Path {
+			from = w
+		}
+	}
+	if from == nil {
 		return false, nil
 	}
 	iface, name := splitMember(sig.Name)
-	payload, vm, err := readSignal(iface, name, sig.Body)
+	payload, vm, err := from.readSignal(iface, name, sig.Body)
 	if err != nil {
 		m.say(fmt.Sprintf("signal %s cannot be read: %v", name, err))
 		return false, nil
@@ -189,22 +217,27 @@ func (m *monitor) hear(ctx context.Context, s *session, sig *godbus.Signal) (don
 	return name == m.until, nil
 }
 
-// moved notes that vm_concierge came or went.
-func (m *monitor) moved(ctx context.Context, s *session, sig *godbus.Signal) error {
+// moved notes that a service came or went.
+func (m *monitor) moved(ctx context.Context, sig *godbus.Signal) error {
 	var name, before, after string
-	if err := godbus.Store(sig.Body, &name, &before, &after); err != nil || name != s.table.BusName || after == m.service {
+	if err := godbus.Store(sig.Body, &name, &before, &after); err != nil {
 		return nil
 	}
-	m.service = after
-	if after == "" {
-		m.say("vm_concierge has left the bus; waiting for it")
-		return nil
+	for _, w := range m.watched {
+		if name != w.table.BusName || after == w.at {
+			continue
+		}
+		w.at = after
+		if after == "" {
+			m.say(w.program + " has left the bus; waiting for it")
+			return nil
+		}
+		if err := m.subscribe(ctx, w); err != nil {
+			m.say(err.Error()) // it may have left again; its return is announced
+			return nil
+		}
+		m.say(w.program + " is on the bus; listening")
 	}
-	if err := m.subscribe(ctx, s); err != nil {
-		m.say(err.Error()) // it may have left again; its return is announced
-		return nil
-	}
-	m.say("vm_concierge is on the bus; listening")
 	return nil
 }
 
@@ -215,19 +248,24 @@ func splitMember(name string) (iface, member string) {
 
 // readSignal makes JSON of a signal's arguments, and finds the VM that it is
 // about.
-func readSignal(iface, name string, body []any) (payload json.RawMessage, vm string, err error) {
-	if iface == dbus.ConciergeInterface {
-		return readPayload(name, body)
+func (s *service) readSignal(iface, name string, body []any) (payload json.RawMessage, vm string, err error) {
+	if iface != s.table.Interface {
+		return s.readPlain(name, body)
 	}
-	return readPlain(name, body)
+	msg, err := s.readPayload(name, body)
+	if err != nil {
+		return nil, "", err
+	}
+	payload, err = messageJSON(msg)
+	return payload, cmp.Or(stringField(msg, "vm_name"), stringField(msg, "name")), err
 }
 
 var errOlder = errors.New("this vmc is older than the service and does not know it")
 
 // readPayload reads a signal that carries one message.
-func readPayload(name string, body []any) (json.RawMessage, string, error) {
-	for _, s := range dbus.ConciergeService(nil).Signals {
-		if s.Name != name {
+func (s *service) readPayload(name string, body []any) (proto.Message, error) {
+	for _, known := range s.table.Signals {
+		if known.Name != name {
 			continue
 		}
 		b, ok := []byte(nil), false
@@ -235,29 +273,25 @@ func readPayload(name string, body []any) (json.RawMessage, string, error) {
 			b, ok = body[0].([]byte)
 		}
 		if !ok {
-			return nil, "", fmt.Errorf("its arguments are not one ay")
+			return nil, fmt.Errorf("its arguments are not one ay")
 		}
-		msg := fresh(s.Payload)
-		if err := proto.Unmarshal(b, msg); err != nil {
-			return nil, "", err
-		}
-		text, err := messageJSON(msg)
-		return text, stringField(msg, "name"), err
+		msg := fresh(known.Payload)
+		return msg, proto.Unmarshal(b, msg)
 	}
-	return nil, "", errOlder
+	return nil, errOlder
 }
 
 // readPlain reads a signal of ours, whose arguments are plain values.
-func readPlain(name string, body []any) (json.RawMessage, string, error) {
-	for _, s := range dbus.Concierge1Interface(nil).Signals {
-		if s.Name != name {
+func (s *service) readPlain(name string, body []any) (json.RawMessage, string, error) {
+	for _, known := range s.own.Signals {
+		if known.Name != name {
 			continue
 		}
-		if len(body) != len(s.Args) {
-			return nil, "", fmt.Errorf("it has %d arguments, not %d", len(body), len(s.Args))
+		if len(body) != len(known.Args) {
+			return nil, "", fmt.Errorf("it has %d arguments, not %d", len(body), len(known.Args))
 		}
 		values, vm := map[string]any{}, ""
-		for i, arg := range s.Args {
+		for i, arg := range known.Args {
 			values[arg.Name] = plainValue(body[i])
 			if d, ok := values[arg.Name].(map[string]any); ok && vm == "" {
 				vm, _ = d["name"].(string)

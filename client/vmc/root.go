@@ -84,6 +84,7 @@ func Command() *cobra.Command { return (&app{out: io.Discard, err: io.Discard}).
 const (
 	groupVMs     = "vms"
 	groupDisks   = "disks"
+	groupCts     = "containers"
 	groupAdmin   = "admin"
 	groupScripts = "scripts"
 )
@@ -92,11 +93,11 @@ func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vmc",
 		Short: "Virtual machines with Linux containers inside",
-		Long: "vmc starts, stops and inspects your virtual machines by way of vm_concierge.\n" +
-			"A shell in a VM is what vsh(1) is for. With --json, answers are printed as the service\n" +
+		Long: "vmc starts, stops and inspects your virtual machines by way of vm_concierge, and the Linux\n" +
+			"containers in them by way of vm_cicerone. A shell is what vsh(1) is for. With --json, answers are printed as the service\n" +
 			"gives them: the names of its contract, and all fields even when they are empty.\n\n" +
 			"Exit codes: 0 success, 1 the service refused or failed, 2 wrong command line,\n" +
-			"3 no such VM or disk, 4 access denied, 5 the bus or the service cannot be reached.\n" +
+			"3 no such VM, disk or container, 4 access denied, 5 the bus or the service cannot be reached.\n" +
 			"With --shell, the exit code is that of the shell.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -121,7 +122,8 @@ func (a *app) command() *cobra.Command {
 	completeFlag(root, "bus", words("system", "session"))
 	completeFlag(root, "owner", words())
 	root.AddGroup(&cobra.Group{ID: groupVMs, Title: "Virtual machines:"},
-		&cobra.Group{ID: groupDisks, Title: "Disks and settings:"}, &cobra.Group{ID: groupAdmin, Title: "The machine:"}, &cobra.Group{ID: groupScripts, Title: "For scripts:"})
+		&cobra.Group{ID: groupDisks, Title: "Disks and settings:"}, &cobra.Group{ID: groupCts, Title: "Containers:"},
+		&cobra.Group{ID: groupAdmin, Title: "The machine:"}, &cobra.Group{ID: groupScripts, Title: "For scripts:"})
 	add := func(group string, commands ...*cobra.Command) {
 		for _, c := range commands {
 			c.GroupID = group
@@ -131,6 +133,8 @@ func (a *app) command() *cobra.Command {
 	add(groupVMs, a.startCommand(), a.stopCommand(), a.suspendCommand(), a.resumeCommand(),
 		a.listCommand(), a.infoCommand(), a.logsCommand(), a.timeSyncCommand())
 	add(groupDisks, a.createCommand(), a.resizeCommand(), a.destroyCommand(), a.configCommand(), a.imageCommand(), a.vsockAllowCommand())
+	add(groupCts, a.containerCommand(), a.containersCommand(), a.startContainerCommand(), a.stopContainerCommand(), a.deleteContainerCommand(),
+		a.exportContainerCommand(), a.importContainerCommand(), a.appCommand(), a.packageCommand(), a.sshConfigCommand())
 	add(groupAdmin, a.quotaCommand(), a.diskCommand(), a.doctorCommand())
 	add(groupScripts, a.callCommand(), a.encodeCommand(), a.decodeCommand(), a.monitorCommand(), a.stateCommand(), a.operationsCommand())
 	root.SetFlagErrorFunc(unknownFlag)

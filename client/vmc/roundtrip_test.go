@@ -50,7 +50,14 @@ func fill(t *rapid.T, m protoreflect.Message, depth int) {
 		}
 		switch {
 		case fd.IsMap():
-			t.Fatalf("%s is a map, which this test does not fill", fd.FullName())
+			entries := m.Mutable(fd).Map()
+			for range rapid.IntRange(1, 3).Draw(t, "entries") {
+				key := scalar(t, fd.MapKey()).MapKey()
+				if fd.MapValue().Message() != nil {
+					t.Fatalf("%s is a map of messages, which this test does not fill", fd.FullName())
+				}
+				entries.Set(key, scalar(t, fd.MapValue()))
+			}
 		case fd.Message() != nil && depth == 0:
 		case fd.IsList():
 			list := m.Mutable(fd).List()

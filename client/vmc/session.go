@@ -18,19 +18,42 @@ import (
 // grace is how much longer than the service's own deadline an answer may take.
 const grace = 30 * time.Second
 
-// A session is a connection to vm_concierge.
+// A session is a connection to the bus, by which it calls one of the services.
 type session struct {
-	conn  *godbus.Conn
-	table dbus.Service
+	conn *godbus.Conn
+	*service
 }
 
+// A service is one of Auberge's on the bus.
+type service struct {
+	program string
+	table   dbus.Service
+	own     dbus.OwnInterface
+}
+
+func concierge() *service {
+	return &service{"vm_concierge", dbus.ConciergeService(nil), dbus.Concierge1Interface(nil)}
+}
+
+func cicerone() *service {
+	return &service{"vm_cicerone", dbus.CiceroneService(nil), dbus.Cicerone1Interface(nil)}
+}
+
+// services are all that there are.
+func services() []*service { return []*service{concierge(), cicerone()} }
+
+// connect makes a session with vm_concierge. Signals stay in their order,
+// however slowly somebody takes them.
 func (a *app) connect(ctx context.Context) (*session, error) {
-	conn, err := bus.Connect(ctx, a.bus)
+	conn, err := bus.Connect(ctx, a.bus, godbus.WithSignalHandler(godbus.NewSequentialSignalHandler()))
 	if err != nil {
 		return nil, withCode(ExitUnreachable, err)
 	}
-	return &session{conn: conn, table: dbus.ConciergeService(nil)}, nil
+	return &session{conn: conn, service: concierge()}, nil
 }
+
+// with is the same connection to another service.
+func (s *session) with(other *service) *session { return &session{conn: s.conn, service: other} }
 
 func (s *session) close() { s.conn.Close() }
 
@@ -76,7 +99,7 @@ func (s *session) call(ctx context.Context, method string, req, resp proto.Messa
 	defer cancel()
 	call := s.send(ctx, s.table.Interface, method, args...)
 	if call.Err != nil {
-		return busError(method, call.Err)
+		return s.busError(method, call.Err)
 	}
 	if resp == nil {
 		return nil
@@ -95,16 +118,16 @@ func (s *session) call(ctx context.Context, method string, req, resp proto.Messa
 // stores its results.
 func (s *session) plain(ctx context.Context, method string, args []any, results ...any) error {
 	limit := dbus.DefaultTimeout
-	for _, m := range dbus.Concierge1Interface(nil).Methods {
+	for _, m := range s.own.Methods {
 		if m.Name == method && m.Timeout > 0 {
 			limit = m.Timeout
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit+grace)
 	defer cancel()
-	call := s.send(ctx, dbus.Concierge1Name, method, args...)
+	call := s.send(ctx, s.own.Name, method, args...)
 	if call.Err != nil {
-		return busError(method, call.Err)
+		return s.busError(method, call.Err)
 	}
 	if err := call.Store(results...); err != nil {
 		return fmt.Errorf("%s: the answer cannot be read: %w", method, err)
@@ -113,13 +136,13 @@ func (s *session) plain(ctx context.Context, method string, args []any, results 
 }
 
 // busError makes an error of the bus one for people, with its exit code.
-func busError(method string, err error) error {
+func (s *service) busError(method string, err error) error {
 	var e godbus.Error
 	switch {
 	case errors.Is(err, context.Canceled):
 		return withCode(ExitFailed, fmt.Errorf("%s: interrupted; the service may go on with it", method))
 	case errors.Is(err, context.DeadlineExceeded):
-		return withCode(ExitUnreachable, fmt.Errorf("%s: vm_concierge has not answered in time; see its log", method))
+		return withCode(ExitUnreachable, fmt.Errorf("%s: %s has not answered in time; see its log", method, s.program))
 	case !errors.As(err, &e):
 		return withCode(ExitUnreachable, fmt.Errorf("%s: %w", method, err))
 	}
@@ -128,9 +151,9 @@ func busError(method string, err error) error {
 		return withCode(ExitDenied, fmt.Errorf("%s: access denied: %s", method, e.Error()))
 	case "org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner",
 		"org.freedesktop.DBus.Error.Disconnected", "org.freedesktop.DBus.Error.NoReply":
-		return withCode(ExitUnreachable, fmt.Errorf("vm_concierge does not answer on this bus (is it running? see --bus): %s", e.Error()))
+		return withCode(ExitUnreachable, fmt.Errorf("%s does not answer on this bus (is it running? see --bus): %s", s.program, e.Error()))
 	case "org.freedesktop.DBus.Error.UnknownMethod":
-		return withCode(ExitFailed, fmt.Errorf("%s: the vm_concierge that runs is older than this vmc and does not know the method: %s", method, e.Error()))
+		return withCode(ExitFailed, fmt.Errorf("%s: the %s that runs is older than this vmc and does not know the method: %s", method, s.program, e.Error()))
 	case dbus.ErrorNotFound, dbus.ErrorNotRunning:
 		return withCode(ExitNotFound, errors.New(e.Error()))
 	}

@@ -3,6 +3,7 @@ package vmc
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"golang.org/x/term"
 
@@ -15,12 +16,32 @@ func (a *app) shell(ctx context.Context, s *session, name, user string) error {
 	if err != nil {
 		return withCode(ExitFailed, err)
 	}
-	opts := &vsh.Options{User: user, Stdout: a.out, Stderr: a.err}
+	opts := a.shellOptions()
+	opts.User = user
+	code, err := vsh.Run(ctx, conn, opts)
+	return a.shellEnd(code, err)
+}
+
+// containerShell opens a login shell in a container and ends vmc with its exit
+// code.
+func (a *app) containerShell(ctx context.Context, s *session, vm, container string) error {
+	code, err := vsh.RunInContainer(ctx, s.conn, vm, container, a.owner, a.shellOptions())
+	return a.shellEnd(code, err)
+}
+
+func (a *app) shellOptions() *vsh.Options {
+	opts := &vsh.Options{Stdout: a.out, Stderr: a.err}
 	if a.in != nil {
 		opts.Stdin = a.in
 		opts.Pty = term.IsTerminal(int(a.in.Fd()))
 	}
-	code, err := vsh.Run(ctx, conn, opts)
+	if name, ok := os.LookupEnv("TERM"); ok && opts.Pty {
+		opts.Env = map[string]string{"TERM": name}
+	}
+	return opts
+}
+
+func (a *app) shellEnd(code int, err error) error {
 	if err != nil {
 		fmt.Fprintln(a.err, "vmc:", err)
 	}

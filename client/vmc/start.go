@@ -73,6 +73,28 @@ func (a *app) startCommand() *cobra.Command {
 }
 
 func (a *app) start(ctx context.Context, name string, o *startOptions) error {
+	s, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	resp, err := a.startVM(ctx, s, name, o)
+	if err != nil {
+		return err
+	}
+	if o.shell {
+		return a.shell(ctx, s, name, o.user)
+	}
+	if a.json {
+		return a.printJSON(resp)
+	}
+	fmt.Fprintf(a.out, "%s is %s: address %s, pid %d, cid %d\n", name, statusWord(resp.Status),
+		address(resp.VmInfo.GetIpv4Address()), resp.VmInfo.GetPid(), resp.VmInfo.GetCid())
+	return nil
+}
+
+// startVM starts a VM, with its disk made when it needs one, and waits for it.
+func (a *app) startVM(ctx context.Context, s *session, name string, o *startOptions) (*pb.StartVmResponse, error) {
 	req, files, err := a.startRequest(o)
 	defer func() {
 		for _, f := range files {
@@ -80,18 +102,13 @@ func (a *app) start(ctx context.Context, name string, o *startOptions) error {
 		}
 	}()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s, err := a.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer s.close()
 	req.Name, req.OwnerId = name, a.owner
 	if req.StartTermina {
 		disk, err := a.ensureDisk(ctx, s, name, uint64(o.size))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		req.Disks = append([]*pb.DiskImage{disk}, req.Disks...)
 	}
@@ -100,21 +117,13 @@ func (a *app) start(ctx context.Context, name string, o *startOptions) error {
 	err = s.call(ctx, "StartVm", req, &resp, files...)
 	progress.end()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !resp.Success {
-		return refused("start "+name, resp.FailureReason)
+		return nil, refused("start "+name, resp.FailureReason)
 	}
 	a.warnOfLoss(name, &resp)
-	if o.shell {
-		return a.shell(ctx, s, name, o.user)
-	}
-	if a.json {
-		return a.printJSON(&resp)
-	}
-	fmt.Fprintf(a.out, "%s is %s: address %s, pid %d, cid %d\n", name, statusWord(resp.Status),
-		address(resp.VmInfo.GetIpv4Address()), resp.VmInfo.GetPid(), resp.VmInfo.GetCid())
-	return nil
+	return &resp, nil
 }
 
 // warnOfLoss says what a successful start has to say besides.

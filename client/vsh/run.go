@@ -42,6 +42,9 @@ type Options struct {
 	// is put into raw mode for the session.
 	Pty bool
 
+	// Started, if set, is told the number of the process in the guest.
+	Started func(pid int32)
+
 	// Stdin may be nil for no input. Reading it is given up when the session
 	// ends, at once if it is an *os.File.
 	Stdin          io.Reader
@@ -125,6 +128,9 @@ func (s *session) setup(ctx context.Context) error {
 		return fmt.Errorf("the VM's shell server gave no answer: %w", plain(err))
 	case resp.GetStatus() != vshpb.ConnectionStatus_READY:
 		return &RefusedError{printable(resp.GetDescription())}
+	}
+	if s.opts.Started != nil {
+		s.opts.Started(resp.GetPid())
 	}
 	return nil
 }

@@ -48,17 +48,13 @@ func (o *Common) Finish(f *pflag.FlagSet, daemon string) error {
 // Logger is the daemon's log.
 func (o *Common) Logger() *slog.Logger { return Logger(o.LogLevel) }
 
-// DefaultRuntimeDir is where a daemon keeps what ends with the boot: a
-// directory of the given name, on a session bus in the user's own.
-func (o *Common) DefaultRuntimeDir(name string) (string, error) {
+// DefaultStateDir is where a daemon keeps what stays: a directory of the given
+// name, on a session bus in the user's own.
+func (o *Common) DefaultStateDir(name string) string {
 	if o.Bus != "session" {
-		return filepath.Join("/run", name), nil
+		return filepath.Join("/var/lib", name)
 	}
-	dir := os.Getenv("XDG_RUNTIME_DIR")
-	if dir == "" {
-		return "", errors.New("XDG_RUNTIME_DIR is not set: give --runtime-dir")
-	}
-	return filepath.Join(dir, name), nil
+	return filepath.Join(xdg("XDG_STATE_HOME", ".local/state"), name)
 }
 
 // Options are the flags of a daemon that runs VMs.
@@ -87,16 +83,19 @@ func (o *Options) Finish(f *pflag.FlagSet, daemon string) error {
 		return err
 	}
 	if o.StateDir == "" {
-		o.StateDir = "/var/lib/auberge"
+		o.StateDir = o.DefaultStateDir("auberge")
+	}
+	if o.RuntimeDir == "" {
+		o.RuntimeDir = "/run/auberge"
 		if o.Bus == "session" {
-			o.StateDir = filepath.Join(xdg("XDG_STATE_HOME", ".local/state"), "auberge")
+			dir := os.Getenv("XDG_RUNTIME_DIR")
+			if dir == "" {
+				return errors.New("XDG_RUNTIME_DIR is not set: give --runtime-dir")
+			}
+			o.RuntimeDir = filepath.Join(dir, "auberge")
 		}
 	}
-	var err error
-	if o.RuntimeDir == "" {
-		o.RuntimeDir, err = o.DefaultRuntimeDir("auberge")
-	}
-	return err
+	return nil
 }
 
 func xdg(variable, below string) string {

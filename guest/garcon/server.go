@@ -10,6 +10,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/auberge-vm/auberge/guest/garcon/ansible"
+	"github.com/auberge-vm/auberge/guest/garcon/packagekit"
+	"github.com/auberge-vm/auberge/guest/garcon/session"
+	"github.com/auberge-vm/auberge/guest/garcon/shells"
+	"github.com/auberge-vm/auberge/guest/garcon/watch"
 	pb "github.com/auberge-vm/auberge/protos/containerpb"
 )
 
@@ -32,19 +37,26 @@ type Icons interface {
 	GetIcon(context.Context, *pb.IconRequest) (*pb.IconResponse, error)
 }
 
-// A Server answers the host. A part that is nil answers that it is missing.
-type Server struct {
+// A server answers the host.
+type server struct {
 	pb.UnimplementedGarconServer
 
-	Log          *slog.Logger
-	Applications Applications
-	Icons        Icons
+	log        *slog.Logger
+	parts      Parts
+	user       session.User
+	environ    []string
+	shells     *shells.Launcher
+	packages   *packagekit.Client
+	operations *packagekit.Operations
+	playbooks  *ansible.Runner
+	files      *watch.Files
+	sftpPort   uint32
 }
 
-var _ pb.GarconServer = (*Server)(nil)
+var _ pb.GarconServer = (*server)(nil)
 
-// Register returns a grpc server with this face.
-func (s *Server) Register() *grpc.Server {
+// register returns a grpc server with this face.
+func (s *server) register() *grpc.Server {
 	face := grpc.NewServer(
 		grpc.UnaryInterceptor(s.guard),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -60,32 +72,22 @@ func (s *Server) Register() *grpc.Server {
 
 // guard keeps a defect in one call from ending the agent, and leaves a trace
 // of every call that failed.
-func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+func (s *server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	method := path.Base(info.FullMethod)
 	defer func() {
 		if r := recover(); r != nil {
-			s.Log.Error("a call panicked", "method", method, "panic", r, "stack", string(debug.Stack()))
+			s.log.Error("a call panicked", "method", method, "panic", r, "stack", string(debug.Stack()))
 			err = status.Errorf(codes.Internal, "%s: the container's agent has a defect, see its journal (journalctl --user -u cros-garcon)", method)
 		}
 		if err != nil {
-			s.Log.Error("a call failed", "method", method, "err", err)
+			s.log.Error("a call failed", "method", method, "err", err)
 		}
 	}()
 	return handler(ctx, req)
 }
 
-// LaunchApplication starts a program of a .desktop file.
-func (s *Server) LaunchApplication(ctx context.Context, req *pb.LaunchApplicationRequest) (*pb.LaunchApplicationResponse, error) {
-	if s.Applications == nil {
-		return nil, status.Error(codes.Unavailable, "LaunchApplication: this agent was built without applications")
-	}
-	return s.Applications.LaunchApplication(ctx, req)
-}
-
-// GetIcon returns icons.
-func (s *Server) GetIcon(ctx context.Context, req *pb.IconRequest) (*pb.IconResponse, error) {
-	if s.Icons == nil {
-		return nil, status.Error(codes.Unavailable, "GetIcon: this agent was built without icons")
-	}
-	return s.Icons.GetIcon(ctx, req)
+// reason is a failure as the text of a response.
+func (s *server) reason(method string, err error) string {
+	s.log.Warn("a request was not met", "method", method, "err", err)
+	return clip(err.Error())
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -38,7 +39,7 @@ func newPolkitBed(t *testing.T) (*bed, *testbed.Polkit) {
 	if err := p.Rules(carolManages); err != nil {
 		t.Fatal(err)
 	}
-	b.startConcierge("--polkit", "required", "--daemon-users", testbed.Peer.Name)
+	b.startConcierge("--polkit", "required")
 	return b, p
 }
 
@@ -47,7 +48,7 @@ type right struct {
 	// own: Alice, who may use VMs, about hers. others: Alice, about Bob's.
 	// admin: Carol, about Bob's. root: uid 0, about Bob's. seatless: Dave, who
 	// neither sits at the machine nor is in the group, about his own. daemon:
-	// another daemon of Auberge's, about its own.
+	// Auberge's other daemon, about its own.
 	own, others, admin, root, seatless, daemon bool
 }
 
@@ -57,6 +58,7 @@ var (
 	watching    = right{own: true, others: true, admin: true, root: true}
 	aboutHost   = right{own: true, others: true, admin: true, root: true, seatless: true, daemon: true}
 	forAdmins   = right{admin: true, root: true}
+	forDaemons  = right{daemon: true}
 	unreachable = right{} // the bus lets nobody call it
 )
 
@@ -76,6 +78,8 @@ var matrix = map[string]right{
 	"org.chromium.VmConcierge.SetUpVmUser":                  aboutVMs,
 	"org.chromium.VmConcierge.GetVmEnterpriseReportingInfo": aboutVMs,
 	"org.chromium.VmConcierge.GetVmLogs":                    aboutVMs,
+	"org.chromium.VmConcierge.StartContainer":               aboutVMs,
+	"org.chromium.VmConcierge.GetContainerSshKeys":          aboutVMs,
 	"org.chromium.VmConcierge.DiskImageStatus":              ofTheCaller,
 	"org.chromium.VmConcierge.CancelDiskImageOperation":     ofTheCaller,
 	"org.chromium.VmConcierge.StopVmWithoutOwnerId":         ofTheCaller,
@@ -89,6 +93,11 @@ var matrix = map[string]right{
 	"io.github.auberge_vm.Concierge1.ConfigureVm":         aboutVMs,
 	"io.github.auberge_vm.Concierge1.GetVmSettings":       aboutVMs,
 	"io.github.auberge_vm.Concierge1.OpenVmLogs":          aboutVMs,
+	"io.github.auberge_vm.Concierge1.ListVmEndpoints":     forDaemons,
+	"io.github.auberge_vm.Concierge1.OpenVmEndpoints":     forDaemons,
+	"io.github.auberge_vm.Concierge1.ConnectVmVsock":      forDaemons,
+	"io.github.auberge_vm.Concierge1.TremplinReady":       forDaemons,
+	"io.github.auberge_vm.Concierge1.GetContainerKeys":    forDaemons,
 	"io.github.auberge_vm.Concierge1.GetState":            ofTheCaller,
 	"io.github.auberge_vm.Concierge1.ListOperations":      ofTheCaller,
 	"io.github.auberge_vm.Concierge1.GetQuota":            ofTheCaller,
@@ -101,6 +110,48 @@ var matrix = map[string]right{
 	"io.github.auberge_vm.Concierge1.AllowUncheckedAgent": forAdmins,
 	"io.github.auberge_vm.Concierge1.Subscribe":           watching,
 	"io.github.auberge_vm.Concierge1.Unsubscribe":         aboutHost,
+
+	"org.chromium.VmCicerone.NotifyVmStarted":            forDaemons,
+	"org.chromium.VmCicerone.NotifyVmStopping":           forDaemons,
+	"org.chromium.VmCicerone.NotifyVmStopped":            forDaemons,
+	"org.chromium.VmCicerone.GetContainerToken":          forDaemons,
+	"org.chromium.VmCicerone.IsContainerRunning":         aboutVMs,
+	"org.chromium.VmCicerone.ListRunningContainers":      aboutVMs,
+	"org.chromium.VmCicerone.GetGarconSessionInfo":       aboutVMs,
+	"org.chromium.VmCicerone.StartLxd":                   aboutVMs,
+	"org.chromium.VmCicerone.CreateLxdContainer":         aboutVMs,
+	"org.chromium.VmCicerone.DeleteLxdContainer":         aboutVMs,
+	"org.chromium.VmCicerone.StartLxdContainer":          aboutVMs,
+	"org.chromium.VmCicerone.StopLxdContainer":           aboutVMs,
+	"org.chromium.VmCicerone.GetLxdContainerUsername":    aboutVMs,
+	"org.chromium.VmCicerone.SetUpLxdContainerUser":      aboutVMs,
+	"org.chromium.VmCicerone.ExportLxdContainer":         aboutVMs,
+	"org.chromium.VmCicerone.CancelExportLxdContainer":   aboutVMs,
+	"org.chromium.VmCicerone.ImportLxdContainer":         aboutVMs,
+	"org.chromium.VmCicerone.CancelImportLxdContainer":   aboutVMs,
+	"org.chromium.VmCicerone.LaunchContainerApplication": aboutVMs,
+	"org.chromium.VmCicerone.GetContainerAppIcon":        aboutVMs,
+	"org.chromium.VmCicerone.FileSelected":               aboutVMs,
+	"org.chromium.VmCicerone.LaunchVshd":                 aboutVMs,
+	"org.chromium.VmCicerone.RegisterVshSession":         aboutVMs,
+	"org.chromium.VmCicerone.GetVshSession":              aboutVMs,
+	"org.chromium.VmCicerone.AddFileWatch":               aboutVMs,
+	"org.chromium.VmCicerone.RemoveFileWatch":            aboutVMs,
+	"org.chromium.VmCicerone.GetLinuxPackageInfo":        aboutVMs,
+	"org.chromium.VmCicerone.InstallLinuxPackage":        aboutVMs,
+	"org.chromium.VmCicerone.UninstallPackageOwningFile": aboutVMs,
+	"org.chromium.VmCicerone.ApplyAnsiblePlaybook":       aboutVMs,
+	"org.chromium.VmCicerone.SetTimezone":                ofTheCaller,
+	"org.chromium.VmCicerone.GetDebugInformation":        ofTheCaller,
+
+	"io.github.auberge_vm.Cicerone1.EnsureContainer":  forDaemons,
+	"io.github.auberge_vm.Cicerone1.ExportContainer":  aboutVMs,
+	"io.github.auberge_vm.Cicerone1.ImportContainer":  aboutVMs,
+	"io.github.auberge_vm.Cicerone1.ListContainers":   aboutVMs,
+	"io.github.auberge_vm.Cicerone1.ListApplications": aboutVMs,
+	"io.github.auberge_vm.Cicerone1.GetServiceInfo":   aboutHost,
+	"io.github.auberge_vm.Cicerone1.Subscribe":        watching,
+	"io.github.auberge_vm.Cicerone1.Unsubscribe":      aboutHost,
 
 	"org.freedesktop.DBus.Introspectable.Introspect": aboutHost,
 	"org.freedesktop.DBus.Peer.Ping":                 aboutHost,
@@ -135,8 +186,9 @@ type introspection struct {
 	} `xml:"arg"`
 }
 
-// A place is a method of an object.
+// A place is a method of an object of a service.
 type place struct {
+	service     dbus.Service
 	path, iface string
 	introspection
 }
@@ -145,10 +197,10 @@ func (p place) String() string { return p.iface + "." + p.Name }
 
 // walk lists every method of every object of the service, as the service
 // itself shows them.
-func walk(t *testing.T, c *godbus.Conn, path string) (all []place) {
+func walk(t *testing.T, c *godbus.Conn, service dbus.Service, path string) (all []place) {
 	t.Helper()
 	var text string
-	if err := c.Object(dbus.ConciergeName, godbus.ObjectPath(path)).
+	if err := c.Object(service.BusName, godbus.ObjectPath(path)).
 		Call("org.freedesktop.DBus.Introspectable.Introspect", 0).Store(&text); err != nil {
 		t.Fatal(err)
 	}
@@ -158,11 +210,11 @@ func walk(t *testing.T, c *godbus.Conn, path string) (all []place) {
 	}
 	for _, i := range n.Interfaces {
 		for _, m := range i.Methods {
-			all = append(all, place{path, i.Name, m})
+			all = append(all, place{service, path, i.Name, m})
 		}
 	}
 	for _, child := range n.Nodes {
-		all = append(all, walk(t, c, strings.TrimSuffix(path, "/")+"/"+child.Name)...)
+		all = append(all, walk(t, c, service, strings.TrimSuffix(path, "/")+"/"+child.Name)...)
 	}
 	return all
 }
@@ -170,8 +222,8 @@ func walk(t *testing.T, c *godbus.Conn, path string) (all []place) {
 // arguments makes some that fit, about a VM called x of the given owner.
 func (p place) arguments(t *testing.T, owner string) (args []any) {
 	t.Helper()
-	if p.iface == dbus.ConciergeInterface {
-		m, ok := dbus.ConciergeService(nil).Method(p.Name)
+	if p.iface == p.service.Interface {
+		m, ok := p.service.Method(p.Name)
 		if !ok {
 			t.Fatalf("%s is not in the table", p)
 		}
@@ -211,6 +263,13 @@ func (p place) arguments(t *testing.T, owner string) (args []any) {
 			args = append(args, false)
 		case arg.Type == "a{sv}":
 			args = append(args, map[string]godbus.Variant{})
+		case arg.Type == "h":
+			null, err := os.Open(os.DevNull)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { null.Close() })
+			args = append(args, godbus.UnixFD(null.Fd()))
 		case arg.Type == "v":
 			args = append(args, godbus.MakeVariant("x"))
 		default:
@@ -220,10 +279,11 @@ func (p place) arguments(t *testing.T, owner string) (args []any) {
 	return args
 }
 
-// Every method that the service shows, on every object, by everybody: real
+// Every method that the services show, on every object, by everybody: real
 // users on a real bus with our policy, and polkit with our actions and rules.
 func TestWhoMayCallWhat(t *testing.T) {
 	b, _ := newPolkitBed(t)
+	b.startCicerone("--polkit", "required")
 	bob := fmt.Sprint(testbed.Bob.UID)
 	callers := []struct {
 		name  string
@@ -239,14 +299,18 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{"admin", testbed.Carol, bob, func(r right) bool { return r.admin }},
 		{"root", testbed.Root, bob, func(r right) bool { return r.root }},
 		{"seatless", testbed.Dave, "", func(r right) bool { return r.seatless }},
-		{"daemon", testbed.Peer, "", func(r right) bool { return r.daemon }},
+		{"daemon", testbed.Cicerone, "", func(r right) bool { return r.daemon }},
+		{"daemon", testbed.Service, "", func(r right) bool { return r.daemon }},
 	}
+	// To each service the other one's user is a daemon, and its own nobody.
+	self := map[string]testbed.User{dbus.ConciergeName: testbed.Service, dbus.CiceroneName: testbed.Cicerone}
 	seen := map[string]bool{}
 	conns := make([]*client, len(callers))
 	for i, c := range callers {
 		conns[i] = b.client(c.user)
 	}
-	for _, p := range walk(t, conns[0].conn, "/") {
+	places := append(walk(t, conns[0].conn, dbus.ConciergeService(nil), "/"), walk(t, conns[0].conn, dbus.CiceroneService(nil), "/")...)
+	for _, p := range places {
 		r, ok := matrix[p.String()]
 		if !ok {
 			t.Errorf("nobody has decided who may call %s (at %s)", p, p.path)
@@ -254,8 +318,11 @@ func TestWhoMayCallWhat(t *testing.T) {
 		}
 		seen[p.String()] = true
 		for i, c := range callers {
+			if c.user == self[p.service.BusName] {
+				continue
+			}
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
-			err := conns[i].conn.Object(dbus.ConciergeName, godbus.ObjectPath(p.path)).
+			err := conns[i].conn.Object(p.service.BusName, godbus.ObjectPath(p.path)).
 				CallWithContext(ctx, p.String(), 0, p.arguments(t, c.owner)...).Err
 			cancel()
 			switch name := errorName(err); {
@@ -273,10 +340,12 @@ func TestWhoMayCallWhat(t *testing.T) {
 			t.Errorf("%s is decided about and is not there", name)
 		}
 	}
-	// Nobody but the service's user has its name, or gets others to listen.
-	for _, u := range []testbed.User{testbed.Alice, testbed.Carol, testbed.Dave, testbed.Peer, testbed.Root} {
-		if reply, err := b.client(u).conn.RequestName(dbus.ConciergeName, godbus.NameFlagReplaceExisting); errorName(err) != accessDenied {
-			t.Errorf("%s asks for the service's name: %v, %v", u.Name, reply, err)
+	// Nobody but a service's user has its name, or gets others to listen.
+	for name, own := range self {
+		for _, u := range []testbed.User{testbed.Alice, testbed.Carol, testbed.Dave, testbed.Cicerone, testbed.Service, testbed.Root} {
+			if reply, err := b.client(u).conn.RequestName(name, godbus.NameFlagReplaceExisting); u != own && errorName(err) != accessDenied {
+				t.Errorf("%s asks for the name %s: %v, %v", u.Name, name, reply, err)
+			}
 		}
 	}
 	b.gone()

@@ -35,6 +35,7 @@ func TestHost(t *testing.T) {
 		{"the packages install without a network", install, true},
 		{"the units are confined", confined, false},
 		{"users log in", logins, true},
+		{"vm_cicerone runs, and is started by a call", ciceroneRuns, false},
 		{"polkit decides who may have VMs", polkitDecides, false},
 		{"members of the group may have VMs, and only their own", membersMay, true},
 		{"a VM runs on KVM with user vsock", userVsock, true},

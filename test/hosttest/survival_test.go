@@ -25,24 +25,28 @@ func bothThere(t *testing.T, h *host) {
 }
 
 func survivesRestart(t *testing.T, h *host) {
-	h.root().run(t, "systemctl restart vm-concierge.service auberge-helper.service")
+	h.root().run(t, "systemctl restart vm-concierge.service vm-cicerone.service auberge-helper.service")
 	bothThere(t, h)
 }
 
 func survivesKill(t *testing.T, h *host) {
 	h.root().run(t, `old=$(systemctl show -P MainPID vm-concierge.service)
-		systemctl kill --signal=KILL vm-concierge.service auberge-helper.service
+		systemctl kill --signal=KILL vm-concierge.service vm-cicerone.service auberge-helper.service
 		until new=$(systemctl show -P MainPID vm-concierge.service) && [ "$new" != 0 ] && [ "$new" != "$old" ] &&
 			systemctl is-active --quiet vm-concierge.service; do sleep 0.2; done`)
 	bothThere(t, h)
 }
 
 func survivesUpgrade(t *testing.T, h *host) {
-	old := h.root().run(t, "systemctl show -P MainPID vm-concierge.service")
+	const pids = "systemctl show -P MainPID vm-concierge.service; systemctl show -P MainPID vm-cicerone.service"
+	old := strings.Fields(h.root().run(t, pids))
 	h.root().run(t, "dpkg --force-unsafe-io --install "+packagesAt+"/auberge_*.deb </dev/null")
-	if now := h.root().run(t, "systemctl show -P MainPID vm-concierge.service"); now == old {
-		t.Error("the upgrade left the old vm_concierge running")
+	for i, now := range strings.Fields(h.root().run(t, pids)) {
+		if now == old[i] || now == "0" {
+			t.Errorf("the upgrade left the old service running, or none: %s, was %s", now, old[i])
+		}
 	}
+	h.root().run(t, "systemctl is-active vm-concierge.service vm-cicerone.service")
 	bothThere(t, h)
 }
 

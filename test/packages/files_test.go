@@ -122,20 +122,25 @@ func TestPlaces(t *testing.T) {
 		"/usr/lib/systemd/system/auberge-helper.service", "/usr/lib/systemd/system/auberge-helper.socket",
 		"/usr/lib/systemd/system/auberge-vm@.service",
 		"/usr/lib/systemd/system/auberge.slice",
-		"/usr/lib/systemd/system/vm-concierge.service",
+		"/usr/lib/systemd/system/vm-cicerone.service", "/usr/lib/systemd/system/vm-concierge.service",
 		"/usr/lib/sysusers.d/auberge.conf", "/usr/lib/tmpfiles.d/auberge.conf",
-		"/usr/libexec/auberge/auberge-helper", "/usr/libexec/auberge/auberge-vm", "/usr/libexec/auberge/vm_concierge",
-		"/usr/share/auberge/proto/concierge_service.proto",
+		"/usr/libexec/auberge/auberge-helper", "/usr/libexec/auberge/auberge-vm",
+		"/usr/libexec/auberge/vm_cicerone", "/usr/libexec/auberge/vm_concierge",
+		"/usr/share/auberge/proto/cicerone_service.proto", "/usr/share/auberge/proto/concierge_service.proto",
 		"/usr/share/bash-completion/completions/vmc", "/usr/share/fish/vendor_completions.d/vmc.fish",
+		"/usr/share/dbus-1/interfaces/io.github.auberge_vm.Cicerone1.xml",
 		"/usr/share/dbus-1/interfaces/io.github.auberge_vm.Concierge1.xml",
+		"/usr/share/dbus-1/interfaces/org.chromium.VmCicerone.xml",
 		"/usr/share/dbus-1/interfaces/org.chromium.VmConcierge.xml",
+		"/usr/share/dbus-1/system-services/org.chromium.VmCicerone.service",
 		"/usr/share/dbus-1/system-services/org.chromium.VmConcierge.service",
+		"/usr/share/dbus-1/system.d/org.chromium.VmCicerone.conf",
 		"/usr/share/dbus-1/system.d/org.chromium.VmConcierge.conf",
 		"/usr/share/doc/auberge/examples/javascript/package-lock.json",
 		"/usr/share/doc/auberge/examples/javascript/vms.js",
 		"/usr/share/doc/auberge/examples/python/vms.py",
 		"/usr/share/man/man1/vmc.1.gz", "/usr/share/man/man1/vsh.1.gz", "/usr/share/man/man5/auberge.conf.5.gz",
-		"/usr/share/man/man8/auberge-helper.8.gz", "/usr/share/man/man8/vm_concierge.8.gz",
+		"/usr/share/man/man8/auberge-helper.8.gz", "/usr/share/man/man8/vm_cicerone.8.gz", "/usr/share/man/man8/vm_concierge.8.gz",
 		"/usr/share/polkit-1/actions/io.github.auberge-vm.policy", "/usr/share/polkit-1/rules.d/50-auberge.rules",
 	}
 	for kind, have := range map[string]files{"deb": inDeb(t, find(t, "auberge_*.deb")), "rpm": inRPM(t, find(t, "auberge-[0-9]*.rpm"))} {
@@ -184,12 +189,12 @@ func TestPrefix(t *testing.T) {
 	}
 	// Each daemon with a configuration reads the file that was installed, and
 	// the bus and polkit look into /etc whatever is said.
-	for _, file := range []string{"opt/etc/auberge/auberge.conf", "etc/dbus-1/system.d/org.chromium.VmConcierge.conf", "etc/polkit-1/rules.d/50-auberge.rules"} {
+	for _, file := range []string{"opt/etc/auberge/auberge.conf", "etc/dbus-1/system.d/org.chromium.VmCicerone.conf", "etc/dbus-1/system.d/org.chromium.VmConcierge.conf", "etc/polkit-1/rules.d/50-auberge.rules"} {
 		if _, err := os.Stat(filepath.Join(dir, file)); err != nil {
 			t.Error(err)
 		}
 	}
-	for _, name := range []string{"vm-concierge.service", "auberge-helper.service"} {
+	for _, name := range []string{"vm-concierge.service", "vm-cicerone.service", "auberge-helper.service"} {
 		unit, err := os.ReadFile(filepath.Join(dir, "opt/auberge/lib/systemd/system", name))
 		if err != nil {
 			t.Fatal(err)

@@ -88,12 +88,13 @@ func TestComesAndGoes(t *testing.T) {
 	// packages' triggers (manual pages) only take time.
 	d.run("dpkg --no-triggers --install --force-depends /packages/auberge.deb")
 	for what, script := range map[string]string{
-		"the user":              "test $(id -gn auberge) = auberge-daemon; getent passwd auberge | grep -q nologin",
-		"the users' group":      "getent group auberge; ! id -nG auberge | tr ' ' '\\n' | grep -qx auberge",
-		"the state directory":   "test \"$(stat -c '%a %U %G' /var/lib/auberge)\" = '700 auberge auberge-daemon'",
-		"units are enabled":     "for u in $(cd /usr/lib/systemd/system && grep -l '^WantedBy=' auberge*.s* vm-concierge.service); do systemctl --root=/ is-enabled $u; done",
-		"the daemon can be run": "/usr/libexec/auberge/vm_concierge --help >/dev/null",
-		"vmc's page":            "test -f /usr/share/man/man1/vmc.1.gz",
+		"the user":               "test $(id -gn auberge) = auberge-daemon; getent passwd auberge | grep -q nologin",
+		"vm_cicerone's user":     "test $(id -gn auberge-cicerone) = auberge-cicerone; test \"$(id -Gn auberge-cicerone)\" = auberge-cicerone; getent passwd auberge-cicerone | grep -q nologin",
+		"the users' group":       "getent group auberge; ! id -nG auberge | tr ' ' '\\n' | grep -qx auberge",
+		"the state directory":    "test \"$(stat -c '%a %U %G' /var/lib/auberge)\" = '700 auberge auberge-daemon'",
+		"units are enabled":      "for u in $(cd /usr/lib/systemd/system && grep -l '^WantedBy=' auberge*.s* vm-concierge.service vm-cicerone.service); do systemctl --root=/ is-enabled $u; done",
+		"the daemons can be run": "/usr/libexec/auberge/vm_concierge --help >/dev/null; /usr/libexec/auberge/vm_cicerone --help >/dev/null",
+		"vmc's page":             "test -f /usr/share/man/man1/vmc.1.gz",
 	} {
 		if out, err := d.try(script); err != nil {
 			t.Errorf("%s: %v\n%s", what, err, out)
@@ -104,6 +105,7 @@ func TestComesAndGoes(t *testing.T) {
 	d.run(`echo "# ours" >>/etc/auberge/auberge.conf
 		install -d -o auberge -g auberge-daemon /var/lib/auberge/disks/1000 /var/lib/auberge/settings/1000
 		echo precious >/var/lib/auberge/disks/1000/box.img
+		install -d -o auberge-cicerone /var/lib/auberge-cicerone
 		echo {} >/var/lib/auberge/settings/1000/box.json
 		systemctl --root=/ disable vm-concierge.service`)
 	d.run("dpkg --no-triggers --install --force-depends /packages/next.deb")
@@ -116,12 +118,12 @@ func TestComesAndGoes(t *testing.T) {
 		grep -q ours /etc/auberge/auberge.conf; grep -q precious /var/lib/auberge/disks/1000/box.img`)
 
 	out := d.run("dpkg --no-triggers --purge auberge")
-	if !strings.Contains(out, "/var/lib/auberge/disks") || !strings.Contains(out, "the user auberge and the groups auberge and auberge-daemon stay") {
+	if !strings.Contains(out, "/var/lib/auberge/disks") || !strings.Contains(out, "the users auberge and auberge-cicerone, and the groups auberge, auberge-cicerone and auberge-daemon stay") {
 		t.Errorf("purge does not say what it leaves: %s", out)
 	}
-	d.run(`! test -e /etc/auberge; grep -q precious /var/lib/auberge/disks/1000/box.img; getent passwd auberge
+	d.run(`! test -e /etc/auberge; ! test -e /var/lib/auberge-cicerone; grep -q precious /var/lib/auberge/disks/1000/box.img; getent passwd auberge auberge-cicerone
 		test "$(ls /var/lib/auberge)" = disks
-		test -z "$(find /etc/systemd /var/lib/systemd -name 'auberge*' -o -name 'vm-concierge*')"`)
+		test -z "$(find /etc/systemd /var/lib/systemd -name 'auberge*' -o -name 'vm-concierge*' -o -name 'vm-cicerone*')"`)
 
 	// It comes back to what it left, and leaves nothing when that is wanted.
 	d.run("dpkg --no-triggers --install --force-depends /packages/auberge.deb; grep -q precious /var/lib/auberge/disks/1000/box.img")

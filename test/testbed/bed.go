@@ -36,8 +36,9 @@ type Options struct {
 type Bed struct {
 	// Address is the bus's.
 	Address string
-	// Dir holds everything; RuntimeDir and StateDir are vm_concierge's.
-	Dir, RuntimeDir, StateDir string
+	// Dir holds everything; RuntimeDir and StateDir are vm_concierge's,
+	// CiceroneDir is vm_cicerone's.
+	Dir, RuntimeDir, StateDir, CiceroneDir string
 	// Bin and Image are readable to every user of the bed.
 	Bin, Image string
 	// Concierge is another vm_concierge than Bin's, Env what the daemons have
@@ -46,6 +47,7 @@ type Bed struct {
 	Env       []string
 
 	service  User
+	cicerone User
 	policies []string
 	log      io.Writer
 	network  *Network
@@ -54,13 +56,14 @@ type Bed struct {
 	// ends are what Close has to do besides, the last first.
 	ends []func()
 
-	mu        sync.Mutex
-	concierge *Daemon
+	mu sync.Mutex
+	// services are vm_concierge and vm_cicerone, as often as they were started.
+	services []*Daemon
 }
 
 // New starts the bus. Close ends it and every daemon.
 func New(ctx context.Context, o Options) (*Bed, error) {
-	b := &Bed{log: o.Log, Bin: o.Bin, Image: o.Image, policies: o.Policies, network: o.Network, service: Service}
+	b := &Bed{log: o.Log, Bin: o.Bin, Image: o.Image, policies: o.Policies, network: o.Network, service: Service, cicerone: Cicerone}
 	if b.log == nil {
 		b.log = io.Discard
 	}
@@ -87,7 +90,8 @@ func (b *Bed) makeDirs() (err error) {
 		return err
 	}
 	b.RuntimeDir, b.StateDir = filepath.Join(b.Dir, "run"), filepath.Join(b.Dir, "state")
-	for _, d := range []string{b.RuntimeDir, b.StateDir, filepath.Join(b.Dir, "policy")} {
+	b.CiceroneDir = filepath.Join(b.Dir, "cicerone")
+	for _, d := range []string{b.RuntimeDir, b.StateDir, b.CiceroneDir, filepath.Join(b.Dir, "policy")} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return err
 		}
@@ -98,12 +102,16 @@ func (b *Bed) makeDirs() (err error) {
 			return err
 		}
 		b.service = User{Name: u.Username, UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}
+		b.cicerone = b.service
 		return nil
 	}
 	for _, d := range []string{b.RuntimeDir, b.StateDir} {
 		if err := os.Chown(d, int(b.service.UID), int(b.service.GID)); err != nil {
 			return err
 		}
+	}
+	if err := os.Chown(b.CiceroneDir, int(b.cicerone.UID), int(b.cicerone.GID)); err != nil {
+		return err
 	}
 	// The repository and the cache may lie where only their owner can look.
 	for _, dir := range []*string{&b.Bin, &b.Image} {
@@ -156,8 +164,8 @@ func (b *Bed) StopBus() {
 	}
 }
 
-// busConfig writes the configuration of the bus and our policy for the user
-// that the service runs as.
+// busConfig writes the configuration of the bus and our policy for the users
+// that the services run as.
 func (b *Bed) busConfig() (string, error) {
 	src, err := sourceDir()
 	if err != nil {
@@ -169,7 +177,8 @@ func (b *Bed) busConfig() (string, error) {
 		return "", fmt.Errorf("no bus policy in %s: %v", src, err)
 	}
 	for _, f := range append(files, b.policies...) {
-		if err := rewrite(f, filepath.Join(policies, filepath.Base(f)), `user="auberge"`, `user="`+b.service.Name+`"`); err != nil {
+		if err := rewrite(f, filepath.Join(policies, filepath.Base(f)), `user="auberge"`, `user="`+b.service.Name+`"`,
+			`user="auberge-cicerone"`, `user="`+b.cicerone.Name+`"`); err != nil {
 			return "", err
 		}
 	}
@@ -227,7 +236,7 @@ func (d *Daemon) Stop(sig syscall.Signal) error {
 // ready. Guests get no way out.
 func (b *Bed) StartConcierge(ctx context.Context, args ...string) (*Daemon, error) {
 	args = append([]string{"--bus", b.Address, "--state-dir", b.StateDir, "--runtime-dir", b.RuntimeDir,
-		"--image-dir", b.Image, "--image-update", "manual", "--network", "restricted"}, args...)
+		"--image-dir", b.Image, "--image-update", "manual", "--network", "restricted", "--daemon-users", b.cicerone.Name}, args...)
 	program := filepath.Join(b.Bin, "vm_concierge")
 	if b.Concierge != "" {
 		program = b.Concierge
@@ -243,10 +252,30 @@ func (b *Bed) StartConcierge(ctx context.Context, args ...string) (*Daemon, erro
 			AmbientCaps: []uintptr{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL},
 		}
 	}
+	return b.startService(ctx, cmd)
+}
+
+// StartCicerone starts vm_cicerone as its own user and returns when it is
+// ready.
+func (b *Bed) StartCicerone(ctx context.Context, args ...string) (*Daemon, error) {
+	cmd := exec.Command(filepath.Join(b.Bin, "vm_cicerone"), append([]string{"--bus", b.Address,
+		"--state-dir", b.CiceroneDir, "--daemon-users", b.service.Name}, args...)...)
+	cmd.Dir = b.Dir
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, b.Env...)
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: b.cicerone.UID, Gid: b.cicerone.GID}}
+	}
+	return b.startService(ctx, cmd)
+}
+
+// startService starts a daemon that Close ends in order.
+func (b *Bed) startService(ctx context.Context, cmd *exec.Cmd) (*Daemon, error) {
 	d, err := b.startDaemon(ctx, cmd)
-	b.mu.Lock()
-	b.concierge = d
-	b.mu.Unlock()
+	if d != nil {
+		b.mu.Lock()
+		b.services = append(b.services, d)
+		b.mu.Unlock()
+	}
 	return d, err
 }
 
@@ -335,9 +364,9 @@ func (b *Bed) Caller() User {
 // Close ends what runs and removes what it left.
 func (b *Bed) Close() {
 	b.mu.Lock()
-	d := b.concierge
+	services := b.services
 	b.mu.Unlock()
-	if d != nil {
+	for _, d := range slices.Backward(services) {
 		select {
 		case <-d.done:
 		default:
@@ -355,7 +384,7 @@ func (b *Bed) Close() {
 		unix.Unmount(filepath.Join(b.Dir, filepath.Base(b.Bin)), unix.MNT_DETACH)
 		unix.Unmount(filepath.Join(b.Dir, filepath.Base(b.Image)), unix.MNT_DETACH)
 		// Only what is ours, should an unmount have failed.
-		for _, d := range []string{b.RuntimeDir, b.StateDir} {
+		for _, d := range []string{b.RuntimeDir, b.StateDir, b.CiceroneDir} {
 			os.RemoveAll(d)
 		}
 		return

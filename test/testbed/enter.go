@@ -31,9 +31,10 @@ var (
 	// Carol and Dave are no members of the group auberge.
 	Carol = User{"carol", 64103, 64103}
 	Dave  = User{"dave", 64104, 64104}
-	// Peer runs another of Auberge's daemons.
-	Peer = User{"auberge-peer", 64043, 64043}
-	Root = User{"root", 0, 0}
+	// Cicerone runs vm_cicerone; to vm_concierge it is Auberge's other daemon.
+	Cicerone = User{"auberge-cicerone", 64043, 64043}
+	Peer     = Cicerone
+	Root     = User{"root", 0, 0}
 )
 
 // Enter must be the first thing that a program does. It returns in a process
@@ -113,7 +114,7 @@ func settle() error {
 		return err
 	}
 	var passwd, group strings.Builder
-	for _, u := range []User{Service, VMs, Peer, Alice, Bob, Carol, Dave} {
+	for _, u := range []User{Service, VMs, Cicerone, Alice, Bob, Carol, Dave} {
 		home := filepath.Join(Base, "home", u.Name)
 		if err := os.Mkdir(home, 0o700); err != nil {
 			return err

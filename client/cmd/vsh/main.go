@@ -1,4 +1,5 @@
-// Command vsh runs a shell or a command in a virtual machine.
+// Command vsh runs a shell or a command in a virtual machine, or in a container
+// in one.
 package main
 
 import (
@@ -48,12 +49,17 @@ type config struct {
 	opts           vsh.Options
 }
 
-const longHelp = `Run a shell or a command in a virtual machine.
+const longHelp = `Run a shell or a command in a virtual machine, or in a container in it.
 
-Without a command, vsh starts a login shell. What follows -- is run instead,
-after assignments to environment variables:
+Without a command, vsh starts a login shell: in a container, as the container's
+user. What follows -- is run instead, after assignments to environment
+variables:
 
   vsh VM -- LANG=C ls -l /
+  vsh VM penguin
+
+In a container, --cwd with the process number of another vsh of yours starts
+where the shell of that one is now.
 
 The exit code is the command's, 128+N if signal N ended it. If the session was
 lost, or never began, it is 123.`
@@ -64,7 +70,7 @@ func newCommand(do func(*config) error, code *int) *cobra.Command {
 	f := flags{}
 	cmd := &cobra.Command{
 		Use:               "vsh [flags] [VM [CONTAINER]] [-- [VAR=VALUE...] [COMMAND [ARG...]]]",
-		Short:             "Run a shell or a command in a virtual machine",
+		Short:             "Run a shell or a command in a virtual machine or a container",
 		Long:              longHelp,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -176,6 +182,10 @@ func (c *config) connect(ctx context.Context) (int, error) {
 	conn, err := bus.Connect(find, c.bus)
 	if err != nil {
 		return vsh.ExitLost, err
+	}
+	if c.opts.Target != "" {
+		defer conn.Close()
+		return vsh.RunInContainer(ctx, conn, c.vm, c.opts.Target, c.owner, &c.opts)
 	}
 	stream, err := vsh.Dial(find, conn, c.vm, c.owner)
 	conn.Close()

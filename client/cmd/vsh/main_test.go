@@ -247,7 +247,6 @@ func TestCommandsInTheGuest(t *testing.T) {
 		{"signal", []string{"vm", "--", "sh", "-c", "kill -TERM $$"}, "", "", "", 143},
 		{"no such command", []string{"vm", "--", "no-such-command"}, "", "", "vshd: no-such-command: command not found\n", 127},
 		{"no such user", []string{"--user", "no-such-user", "vm", "--", "true"}, "", "", "vsh: no user \"no-such-user\" in this VM\n", 123},
-		{"a container", []string{"vm", "penguin"}, "", "", "vsh: there is no way into container \"penguin\"", 123},
 		{"no such VM", []string{"nemo"}, "", "", "vsh: cannot connect to VM \"nemo\": you have no VM \"nemo\"\n", 123},
 		{"a VM that does not run", []string{"stopped"}, "", "", "VM \"stopped\" is not running", 123},
 		{"somebody else's VM", []string{"vm", "--owner_id", "other"}, "", "", "access denied: VMs of user other", 123},

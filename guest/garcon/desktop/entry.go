@@ -7,9 +7,10 @@ import (
 	"github.com/auberge-vm/auberge/guest/garcon/keyfile"
 )
 
+// MaxFile bounds a .desktop file, as on ChromeOS.
+const MaxFile = 10 << 20
+
 const (
-	// maxFile bounds a .desktop file, as on ChromeOS.
-	maxFile = 10 << 20
 	// maxKeys bounds the keys of the group that is read.
 	maxKeys = 16384
 	// maxList bounds a list: MIME types, categories.
@@ -51,7 +52,7 @@ type Entry struct {
 
 // Load reads the entry of a file.
 func Load(path string) (*Entry, error) {
-	data, _, err := keyfile.Read(path, maxFile)
+	data, _, err := keyfile.Read(path, MaxFile)
 	if err != nil {
 		return nil, err
 	}
@@ -65,8 +66,8 @@ func Load(path string) (*Entry, error) {
 
 // Parse reads an entry.
 func Parse(data []byte) (*Entry, error) {
-	if len(data) > maxFile {
-		return nil, fmt.Errorf("%d bytes, where %d are read at most", len(data), maxFile)
+	if len(data) > MaxFile {
+		return nil, fmt.Errorf("%d bytes, where %d are read at most", len(data), MaxFile)
 	}
 	e := &Entry{Name: Text{}, Comment: Text{}, Keywords: Lists{}}
 	keys, first := 0, ""

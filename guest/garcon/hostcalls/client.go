@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 
 	pb "github.com/auberge-vm/auberge/protos/containerpb"
@@ -82,4 +83,14 @@ func ask[Req, Resp any](ctx context.Context, c *Client, limit time.Duration, f c
 func tell[Req, Resp any](ctx context.Context, c *Client, limit time.Duration, f call[Req, Resp], req Req) error {
 	_, err := ask(ctx, c, limit, f, req)
 	return err
+}
+
+// WaitLost returns when there is no connection, which after a call means that
+// the host's service has ended; or when ctx is done.
+func (c *Client) WaitLost(ctx context.Context) {
+	for state := c.conn.GetState(); state == connectivity.Ready; state = c.conn.GetState() {
+		if !c.conn.WaitForStateChange(ctx, state) {
+			return
+		}
+	}
 }

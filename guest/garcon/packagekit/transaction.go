@@ -69,12 +69,8 @@ func (t *transaction) open(ctx context.Context) error {
 		return fmt.Errorf("log in to the container's system bus: %w", err)
 	}
 	t.conn.Signal(t.came)
-	bus := t.conn.BusObject()
-	if err := bus.CallWithContext(ctx, "org.freedesktop.DBus.StartServiceByName", 0, busName, uint32(0)).Err; err != nil {
-		return fmt.Errorf("start PackageKit: %w", err)
-	}
-	if err := bus.CallWithContext(ctx, "org.freedesktop.DBus.GetNameOwner", 0, busName).Store(&t.daemon); err != nil {
-		return fmt.Errorf("find PackageKit: %w", err)
+	if err := t.find(ctx); err != nil {
+		return err
 	}
 	if err := t.conn.AddMatchSignalContext(ctx,
 		dbus.WithMatchSender("org.freedesktop.DBus"), dbus.WithMatchInterface("org.freedesktop.DBus"),
@@ -94,6 +90,24 @@ func (t *transaction) open(ctx context.Context) error {
 	hints := []string{"locale=C.UTF-8", "background=false", "interactive=false", "supports-plural-signals=true"}
 	if err := t.call(ctx, "SetHints", hints); err != nil {
 		return err
+	}
+	return nil
+}
+
+// find learns the daemon's unique name, and has it started if it does not run.
+func (t *transaction) find(ctx context.Context) error {
+	owner := func() error {
+		return t.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetNameOwner", 0, busName).Store(&t.daemon)
+	}
+	if owner() == nil {
+		return nil
+	}
+	start := t.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.StartServiceByName", 0, busName, uint32(0))
+	if start.Err != nil {
+		return fmt.Errorf("start PackageKit: %w", start.Err)
+	}
+	if err := owner(); err != nil {
+		return fmt.Errorf("find PackageKit, which was started: %w", err)
 	}
 	return nil
 }

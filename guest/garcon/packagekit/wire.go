@@ -225,7 +225,7 @@ func (t *transcript) properties(body []any) {
 		return
 	}
 	changed, _ := body[1].(map[string]dbus.Variant)
-	// PackageKit says how far it is within a status, which it names first.
+	// How far an earlier status was says nothing of this one.
 	if v, ok := changed["Status"].Value().(uint32); ok && v != t.status {
 		t.status, t.percent = v, 0
 	}

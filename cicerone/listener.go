@@ -1,0 +1,356 @@
+package cicerone
+
+import (
+	"context"
+	"encoding/binary"
+	"net/netip"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/auberge-vm/auberge/guestlink/garcon"
+	"github.com/auberge-vm/auberge/guestlink/wire"
+	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
+	cpb "github.com/auberge-vm/auberge/protos/containerpb"
+	tpb "github.com/auberge-vm/auberge/protos/tremplinpb"
+	"github.com/auberge-vm/auberge/protos/vmtoolspb"
+)
+
+// A containerListener is what the agents in one VM's containers call.
+type containerListener struct {
+	cpb.UnimplementedContainerListenerServer
+	v *vm
+}
+
+var heard = &vmtoolspb.EmptyMessage{}
+
+// tokenLength is that of a UUID.
+const tokenLength = 36
+
+// check refuses what has no token of a container of this VM, and too much of
+// what has one.
+func (l containerListener) check(token string) (*container, error) {
+	v := l.v
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	switch {
+	case v.s.closed:
+		return nil, status.Error(codes.Unavailable, errClosed.Error())
+	case v.gone:
+		return nil, status.Error(codes.FailedPrecondition, "the VM has stopped")
+	case !v.messages.allow(time.Now()):
+		return nil, status.Error(codes.ResourceExhausted, "too many calls")
+	case token == "":
+		return nil, status.Error(codes.InvalidArgument, "the token is empty")
+	case len(token) > tokenLength:
+		return nil, status.Error(codes.InvalidArgument, "the token is longer than 36 bytes")
+	}
+	c := v.byToken(token)
+	if c == nil {
+		return nil, status.Error(codes.FailedPrecondition, "the token is of no container of this VM")
+	}
+	return c, nil
+}
+
+// runs is check for what only a container may say whose agent has reported.
+func (l containerListener) runs(token string) (*container, error) {
+	c, err := l.check(token)
+	if err != nil {
+		return nil, err
+	}
+	l.v.s.mu.Lock()
+	defer l.v.s.mu.Unlock()
+	if !c.running || c.token != token {
+		return nil, status.Error(codes.FailedPrecondition, "the agent of this container has not said that it is ready")
+	}
+	return c, nil
+}
+
+// ContainerReady takes up a container whose agent is up.
+func (l containerListener) ContainerReady(ctx context.Context, r *cpb.ContainerStartupInfo) (*vmtoolspb.EmptyMessage, error) {
+	v, token, port := l.v, r.GetToken(), r.GetGarconPort()
+	c, err := l.check(token)
+	if err != nil {
+		v.log.Warn("an agent without a valid token", "err", err)
+		return nil, err
+	}
+	if port < garcon.FirstPort || port > garcon.LastPort {
+		return nil, status.Errorf(codes.InvalidArgument, "garcon_port %d is not one of %d to %d", port, garcon.FirstPort, garcon.LastPort)
+	}
+	address := ""
+	if v.info.Containers {
+		if address, err = v.addressOf(ctx, c.name); err != nil {
+			v.log.Warn("an agent has reported from a container that does not run", "container", c.name, "err", err)
+			return nil, status.Error(codes.FailedPrecondition, "the container does not run")
+		}
+	} else {
+		address = v.info.Address
+	}
+	client := garcon.NewClient(v.dialer(port))
+	who, err := v.session(ctx, client)
+	if err != nil {
+		client.Close()
+		v.log.Warn("an agent has reported and cannot be called", "container", c.name, "port", port, "err", err)
+		return nil, status.Error(codes.Unavailable, "the agent cannot be called")
+	}
+	v.s.mu.Lock()
+	if v.gone || v.ctx.Err() != nil || v.containers[c.name] != c || c.token != token && c.pending != token {
+		v.s.mu.Unlock()
+		client.Close()
+		return nil, status.Error(codes.FailedPrecondition, "the container has stopped meanwhile")
+	}
+	// One that has reported before was started anew, and with it what it did.
+	v.endOps(func(o *operation) bool { return o.kind.ofAgent() && o.container == c.name }, "the container's agent was started anew in the middle of it")
+	old := c.garcon
+	if c.pending == token {
+		c.pending = ""
+	}
+	c.token, c.garcon, c.port, c.running = token, client, port, true
+	c.address, c.user, c.home, c.sftp = address, who.user, who.home, who.sftp
+	if c.sftp == 0 {
+		c.sftp = r.GetSftpPort()
+	}
+	clear(c.watches) // it knows of none
+	v.emit(SignalContainerStarted, &pb.ContainerStartedSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+		ContainerUsername: c.user, ContainerHomedir: c.home, Ipv4Address: c.address, SftpVsockPort: c.sftp, ContainerToken: token})
+	v.notice()
+	v.s.beginLocked(func() { v.setTimezone(c.name) })
+	v.s.mu.Unlock()
+	closeUnused(old)
+	v.save()
+	return heard, nil
+}
+
+// addressOf returns the address of a container that runs. One that has just
+// started may not have it yet; it is waited for a moment.
+func (v *vm) addressOf(ctx context.Context, name string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	t := time.NewTicker(500 * time.Millisecond)
+	defer t.Stop()
+	for range 20 {
+		r, err := v.tremplin.GetContainerInfo(ctx, &tpb.GetContainerInfoRequest{ContainerName: name})
+		if err != nil {
+			return "", wire.Explain("ask for the container's address", err)
+		}
+		if r.GetStatus() != tpb.GetContainerInfoResponse_RUNNING {
+			return "", status.Errorf(codes.FailedPrecondition, "%s is %s", name, r.GetStatus())
+		}
+		if a := r.GetIpv4Address(); a != 0 {
+			return networkOrder(a).String(), nil
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return "", nil
+		}
+	}
+	return "", nil
+}
+
+// networkOrder reads an address as the contract carries it.
+func networkOrder(a uint32) netip.Addr {
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], a)
+	return netip.AddrFrom4(b)
+}
+
+// ContainerShutdown is an agent's word that it goes.
+func (l containerListener) ContainerShutdown(_ context.Context, r *cpb.ContainerShutdownInfo) (*vmtoolspb.EmptyMessage, error) {
+	c, err := l.runs(r.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	l.v.shutdown(c.name)
+	return heard, nil
+}
+
+func (l containerListener) PendingUpdateApplicationListCalls(_ context.Context, r *cpb.PendingAppListUpdateCount) (*vmtoolspb.EmptyMessage, error) {
+	c, err := l.runs(r.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	v := l.v
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	v.emit(SignalPendingAppListUpdates, &pb.PendingAppListUpdatesSignal{VmName: v.info.Name, ContainerName: c.name, Count: r.GetCount()})
+	return heard, nil
+}
+
+// maxDetails is how many characters of a package manager's words are told.
+const maxDetails = 4096
+
+func (l containerListener) InstallLinuxPackageProgress(_ context.Context, r *cpb.InstallLinuxPackageProgressInfo) (*vmtoolspb.EmptyMessage, error) {
+	c, err := l.runs(r.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	v, details := l.v, wire.Text(r.GetFailureDetails(), maxDetails)
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	o := v.op(opInstall, c.name)
+	if o == nil {
+		return heard, nil
+	}
+	// The numbers of both enumerations are the same.
+	sig := &pb.InstallLinuxPackageProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+		Status: pb.InstallLinuxPackageProgressSignal_Status(r.GetStatus()), ProgressPercent: min(r.GetProgressPercent(), 100),
+		FailureDetails: details, CommandUuid: o.uuid}
+	switch r.GetStatus() {
+	case cpb.InstallLinuxPackageProgressInfo_DOWNLOADING, cpb.InstallLinuxPackageProgressInfo_INSTALLING:
+		v.emit(SignalInstallLinuxPackageProgress, sig)
+	case cpb.InstallLinuxPackageProgressInfo_SUCCEEDED, cpb.InstallLinuxPackageProgressInfo_FAILED:
+		v.endOp(o, ended(r.GetStatus() == cpb.InstallLinuxPackageProgressInfo_SUCCEEDED, "the package was not installed", details),
+			SignalInstallLinuxPackageProgress, sig)
+	}
+	return heard, nil
+}
+
+func (l containerListener) UninstallPackageProgress(_ context.Context, r *cpb.UninstallPackageProgressInfo) (*vmtoolspb.EmptyMessage, error) {
+	c, err := l.runs(r.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	v, details := l.v, wire.Text(r.GetFailureDetails(), maxDetails)
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	o := v.op(opUninstall, c.name)
+	if o == nil {
+		return heard, nil
+	}
+	sig := &pb.UninstallPackageProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+		Status: pb.UninstallPackageProgressSignal_Status(r.GetStatus()), ProgressPercent: min(r.GetProgressPercent(), 100), FailureDetails: details}
+	switch r.GetStatus() {
+	case cpb.UninstallPackageProgressInfo_UNINSTALLING:
+		v.emit(SignalUninstallPackageProgress, sig)
+	case cpb.UninstallPackageProgressInfo_SUCCEEDED, cpb.UninstallPackageProgressInfo_FAILED:
+		v.endOp(o, ended(r.GetStatus() == cpb.UninstallPackageProgressInfo_SUCCEEDED, "the package was not removed", details),
+			SignalUninstallPackageProgress, sig)
+	}
+	return heard, nil
+}
+
+// maxLines bounds how many lines of a playbook's output are told at once.
+const maxLines = 1024
+
+func (l containerListener) ApplyAnsiblePlaybookProgress(_ context.Context, r *cpb.ApplyAnsiblePlaybookProgressInfo) (*vmtoolspb.EmptyMessage, error) {
+	c, err := l.runs(r.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	v, details := l.v, wire.Text(r.GetFailureDetails(), maxDetails)
+	var lines []string
+	for _, s := range r.GetStatusString()[:min(len(r.GetStatusString()), maxLines)] {
+		lines = append(lines, wire.Text(s, maxDetails))
+	}
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	o := v.op(opAnsible, c.name)
+	if o == nil {
+		return heard, nil
+	}
+	sig := &pb.ApplyAnsiblePlaybookProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+		Status: pb.ApplyAnsiblePlaybookProgressSignal_Status(r.GetStatus()), FailureDetails: details, StatusString: lines}
+	switch r.GetStatus() {
+	case cpb.ApplyAnsiblePlaybookProgressInfo_IN_PROGRESS:
+		v.emit(SignalApplyAnsiblePlaybookProgress, sig)
+	case cpb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED, cpb.ApplyAnsiblePlaybookProgressInfo_FAILED:
+		v.endOp(o, ended(r.GetStatus() == cpb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED, "the playbook was not applied", details),
+			SignalApplyAnsiblePlaybookProgress, sig)
+	}
+	return heard, nil
+}
+
+func (l containerListener) FileWatchTriggered(_ context.Context, r *cpb.FileWatchTriggeredInfo) (*vmtoolspb.EmptyMessage, error) {
+	c, err := l.runs(r.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	v := l.v
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	if !c.watches[r.GetPath()] {
+		return nil, status.Error(codes.FailedPrecondition, "nobody watches this path")
+	}
+	v.emit(SignalFileWatchTriggered, &pb.FileWatchTriggeredSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, Path: r.GetPath()})
+	return heard, nil
+}
+
+func (l containerListener) LowDiskSpaceTriggered(_ context.Context, r *cpb.LowDiskSpaceTriggeredInfo) (*vmtoolspb.EmptyMessage, error) {
+	c, err := l.runs(r.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	v := l.v
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	v.emit(SignalLowDiskSpaceTriggered, &pb.LowDiskSpaceTriggeredSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, FreeBytes: r.GetFreeBytes()})
+	return heard, nil
+}
+
+func (l containerListener) InhibitScreensaver(_ context.Context, r *cpb.InhibitScreensaverInfo) (*vmtoolspb.EmptyMessage, error) {
+	c, err := l.runs(r.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	v := l.v
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	if !c.inhibits[r.GetCookie()] && len(c.inhibits) >= maxInhibits {
+		return nil, status.Errorf(codes.ResourceExhausted, "more than %d inhibitions", maxInhibits)
+	}
+	c.inhibits[r.GetCookie()] = true
+	v.emit(SignalInhibitScreensaver, &pb.InhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+		Cookie: uint32(r.GetCookie()), Client: wire.Text(r.GetClient(), 256), Reason: wire.Text(r.GetReason(), 256)})
+	return heard, nil
+}
+
+func (l containerListener) UninhibitScreensaver(_ context.Context, r *cpb.UninhibitScreensaverInfo) (*vmtoolspb.EmptyMessage, error) {
+	c, err := l.runs(r.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	v := l.v
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	if !c.inhibits[r.GetCookie()] {
+		return nil, status.Error(codes.FailedPrecondition, "there is no such inhibition")
+	}
+	delete(c.inhibits, r.GetCookie())
+	v.emit(SignalUninhibitScreensaver, &pb.UninhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, Cookie: uint32(r.GetCookie())})
+	return heard, nil
+}
+
+// maxMetrics bounds one report.
+const maxMetrics = 32
+
+// ReportMetrics checks what it is given; nothing is done with it.
+func (l containerListener) ReportMetrics(_ context.Context, r *cpb.ReportMetricsRequest) (*cpb.ReportMetricsResponse, error) {
+	if _, err := l.runs(r.GetToken()); err != nil {
+		return nil, err
+	}
+	if len(r.GetMetric()) > maxMetrics {
+		return nil, status.Errorf(codes.InvalidArgument, "%d metrics are more than %d", len(r.GetMetric()), maxMetrics)
+	}
+	for _, m := range r.GetMetric() {
+		if !metricName(m.GetName()) {
+			return nil, status.Error(codes.InvalidArgument, "the name of a metric is 1 to 64 of A-Z, a-z, 0-9, '.' and '-'")
+		}
+	}
+	l.v.s.mu.Lock()
+	defer l.v.s.mu.Unlock()
+	if !l.v.metrics.allow(time.Now()) {
+		return nil, status.Error(codes.ResourceExhausted, "more than 40 reports in a minute")
+	}
+	return &cpb.ReportMetricsResponse{}, nil
+}
+
+func metricName(s string) bool {
+	for _, r := range []byte(s) {
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '-') {
+			return false
+		}
+	}
+	return len(s) >= 1 && len(s) <= 64
+}

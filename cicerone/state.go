@@ -1,0 +1,204 @@
+package cicerone
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/auberge-vm/auberge/guestlink/garcon"
+	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/protos/appspb"
+	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
+)
+
+// A record is what is kept of a VM: of one that has stopped only whose it is
+// and what its containers are called.
+type record struct {
+	UID   uint32 `json:"uid"`
+	Label string `json:"label,omitempty"`
+	Word  string `json:"word,omitempty"`
+	Name  string `json:"name"`
+	// CID and PID are zero when it does not run.
+	CID   uint32   `json:"cid,omitempty"`
+	PID   uint32   `json:"pid,omitempty"`
+	Type  int32    `json:"type,omitempty"`
+	Names []string `json:"names,omitempty"`
+
+	Ready      bool              `json:"ready,omitempty"`
+	Containers []containerRecord `json:"containers,omitempty"`
+	Operations []opRecord        `json:"operations,omitempty"`
+}
+
+type containerRecord struct {
+	Name    string        `json:"name"`
+	Token   string        `json:"token,omitempty"`
+	Pending string        `json:"pending,omitempty"`
+	Running bool          `json:"running,omitempty"`
+	Port    uint32        `json:"port,omitempty"`
+	Address string        `json:"address,omitempty"`
+	User    string        `json:"user,omitempty"`
+	Home    string        `json:"home,omitempty"`
+	Sftp    uint32        `json:"sftp,omitempty"`
+	OS      *pb.OsRelease `json:"os,omitempty"`
+}
+
+type opRecord struct {
+	Kind      opKind `json:"kind"`
+	Container string `json:"container,omitempty"`
+	UUID      string `json:"uuid,omitempty"`
+	// Ends says that it ends with the service that began it.
+	Ends bool `json:"ends,omitempty"`
+}
+
+func (s *Service) recordPath(k key) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d\x00%s\x00%s", k.uid, k.label, k.name))
+	return filepath.Join(s.cfg.StateDir, hex.EncodeToString(sum[:16])+".json")
+}
+
+// snapshot is the VM as it is now; mu is held.
+func (v *vm) snapshot() record {
+	r := record{UID: v.info.Owner.UID, Label: v.info.Owner.Label, Word: v.info.Owner.Word, Name: v.info.Name, Names: slices.Sorted(maps.Keys(v.names))}
+	if v.gone {
+		return r
+	}
+	r.CID, r.PID, r.Type, r.Ready = v.info.CID, v.info.PID, int32(v.info.Type), v.ready
+	for _, n := range slices.Sorted(maps.Keys(v.containers)) {
+		c := v.containers[n]
+		r.Containers = append(r.Containers, containerRecord{Name: n, Token: c.token, Pending: c.pending, Running: c.running,
+			Port: c.port, Address: c.address, User: c.user, Home: c.home, Sftp: c.sftp, OS: c.os})
+	}
+	for _, o := range v.ops {
+		r.Operations = append(r.Operations, opRecord{Kind: o.kind, Container: o.container, UUID: o.uuid, Ends: o.stream != nil || !o.accepted})
+	}
+	return r
+}
+
+// save writes the VM's record. A failure costs what the next run of the
+// service knows, and nothing now.
+func (v *vm) save() {
+	turn := v.s.saveTurns[len(v.key.name)%len(v.s.saveTurns)]
+	turn <- struct{}{}
+	defer func() { <-turn }()
+	v.s.mu.Lock()
+	r := v.snapshot()
+	// The name may have another VM by now, whose record it is.
+	other := v.s.vms[v.key] != v && (!v.gone || v.s.vms[v.key] != nil)
+	v.s.mu.Unlock()
+	if other {
+		return
+	}
+	if err := v.s.write(v.key, r); err != nil {
+		v.log.Error("what must be known after a restart is not written down", "err", err)
+	}
+}
+
+func (s *Service) write(k key, r record) error {
+	path := s.recordPath(k)
+	if r.CID == 0 && len(r.Names) == 0 {
+		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(path, data, 0o600)
+}
+
+// maxRecord bounds a record that is read.
+const maxRecord = 1 << 20
+
+// records returns all records of VMs.
+func (s *Service) records() map[key]record {
+	all := map[key]record{}
+	entries, err := os.ReadDir(s.cfg.StateDir)
+	if err != nil {
+		s.log.Error("what was known before is lost", "err", err)
+	}
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != ".json" {
+			continue
+		}
+		path := filepath.Join(s.cfg.StateDir, e.Name())
+		r, err := readRecord(path)
+		if err == nil && path != s.recordPath(key{r.UID, r.Label, r.Name}) {
+			err = fmt.Errorf("it is another VM's")
+		}
+		if err != nil {
+			s.log.Error("the record of a VM cannot be read and is left out", "path", path, "err", err)
+			continue
+		}
+		all[key{r.UID, r.Label, r.Name}] = r
+	}
+	return all
+}
+
+func readRecord(path string) (record, error) {
+	var r record
+	fi, err := os.Stat(path)
+	if err != nil {
+		return r, err
+	}
+	if fi.Size() > maxRecord {
+		return r, fmt.Errorf("%d bytes are too many", fi.Size())
+	}
+	data, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	return r, err
+}
+
+// vm is the VM that a record is of.
+func (r record) vm() VM {
+	return VM{CID: r.CID, PID: r.PID, Name: r.Name, Type: appspb.VmType(r.Type),
+		Owner: policy.Owner{UID: r.UID, Label: r.Label, Word: r.Word}}
+}
+
+// restore puts what a record says into a VM that is not in the table yet.
+// Whether containers still run is found out later.
+func (v *vm) restore(r record) {
+	for _, n := range r.Names {
+		if checkContainer(n) == nil {
+			v.named(n)
+		}
+	}
+	if !same(r.vm(), v.info) {
+		return
+	}
+	v.ready = r.Ready
+	for _, k := range r.Containers {
+		c, err := v.known(k.Name)
+		if err != nil {
+			break
+		}
+		c.token, c.pending, c.running, c.port = k.Token, k.Pending, k.Running, k.Port
+		c.address, c.user, c.home, c.sftp, c.os = k.Address, k.User, k.Home, k.Sftp, k.OS
+		if c.running {
+			c.garcon = garcon.NewClient(v.dialer(c.port))
+		}
+	}
+	for _, k := range r.Operations {
+		o := newOperation(k.Kind, k.Container)
+		o.uuid = k.UUID
+		o.lost, o.accepted = k.Ends, true
+		o.mark()
+		v.ops[o.key()] = o
+	}
+}
+
+// same says whether two are one VM, and not two that had the same name.
+func same(a, b VM) bool {
+	return keyOf(a.Owner, a.Name) == keyOf(b.Owner, b.Name) && a.CID == b.CID && (a.PID == b.PID || a.PID == 0 || b.PID == 0)
+}

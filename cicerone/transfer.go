@@ -1,0 +1,461 @@
+package cicerone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/auberge-vm/auberge/guestlink/wire"
+	"github.com/auberge-vm/auberge/policy"
+	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
+	tpb "github.com/auberge-vm/auberge/protos/tremplinpb"
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+// streamScheme is how tremplin is told to use a stream for a file.
+const streamScheme = "transfer:"
+
+// streamEnd is how long the two ends of a stream may differ in when they are
+// done.
+const streamEnd = time.Minute
+
+// A stream copies between a caller's file and tremplin.
+type stream struct {
+	cancel context.CancelFunc
+	copied chan struct{} // closed when err is set
+
+	mu  sync.Mutex
+	err error
+}
+
+func (s *stream) failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// transferPath accepts a path beneath the VM's directory of transfers. A
+// caller can't name a stream that is not its own.
+func transferPath(p string) error {
+	if strings.HasPrefix(p, streamScheme) {
+		return fmt.Errorf("%w: path %q: streams are for Cicerone1's ExportContainer and ImportContainer", ErrInvalid, wire.Text(p, 100))
+	}
+	if p == "" || len(p) > maxArgument || strings.ContainsRune(p, 0) {
+		return fmt.Errorf("%w: the path must have 1 to %d bytes", ErrInvalid, maxArgument)
+	}
+	for part := range strings.SplitSeq(p, "/") {
+		if part == ".." {
+			return fmt.Errorf("%w: path %q leads out of the VM's directory of transfers", ErrInvalid, wire.Text(p, 200))
+		}
+	}
+	return nil
+}
+
+// transferVM returns the VM of an export or import.
+func (s *Service) transferVM(sub policy.Subject, vmName, name string) (*vm, error) {
+	if err := checkContainer(name); err != nil {
+		return nil, err
+	}
+	v, err := s.find(sub, vmName)
+	if err == nil {
+		err = v.needContainers()
+	}
+	return v, err
+}
+
+// ExportLxdContainer begins to export a container to a file of the VM.
+func (s *Service) ExportLxdContainer(ctx context.Context, sub policy.Subject, req *pb.ExportLxdContainerRequest) (*pb.ExportLxdContainerResponse, error) {
+	v, err := s.transferVM(sub, req.GetVmName(), req.GetContainerName())
+	if err == nil {
+		err = transferPath(req.GetExportPath())
+	}
+	if err == nil {
+		err = v.transfer(ctx, opExport, req.GetContainerName(), req.GetExportPath(), nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ExportLxdContainerResponse{Status: pb.ExportLxdContainerResponse_EXPORTING}, nil
+}
+
+// ImportLxdContainer begins to import a container from a file of the VM.
+func (s *Service) ImportLxdContainer(ctx context.Context, sub policy.Subject, req *pb.ImportLxdContainerRequest) (*pb.ImportLxdContainerResponse, error) {
+	v, err := s.transferVM(sub, req.GetVmName(), req.GetContainerName())
+	if err == nil {
+		err = transferPath(req.GetImportPath())
+	}
+	if err == nil {
+		err = v.transfer(ctx, opImport, req.GetContainerName(), req.GetImportPath(), nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ImportLxdContainerResponse{Status: pb.ImportLxdContainerResponse_IMPORTING}, nil
+}
+
+// ExportContainer begins to write a container to a file of the caller. The
+// signals of ExportLxdContainer tell how far that is.
+func (s *Service) ExportContainer(ctx context.Context, sub policy.Subject, vmName, name string, out *os.File) error {
+	return s.streamed(ctx, sub, opExport, vmName, name, out)
+}
+
+// ImportContainer begins to make a container from a file of the caller.
+func (s *Service) ImportContainer(ctx context.Context, sub policy.Subject, vmName, name string, in *os.File) error {
+	return s.streamed(ctx, sub, opImport, vmName, name, in)
+}
+
+func (s *Service) streamed(ctx context.Context, sub policy.Subject, kind opKind, vmName, name string, f *os.File) error {
+	v, err := s.transferVM(sub, vmName, name)
+	if err != nil {
+		return err
+	}
+	own, blocking, err := ownFile(f)
+	if err != nil {
+		return err
+	}
+	if err := v.transfer(ctx, kind, name, "", &callersFile{File: own, blocking: blocking}); err != nil {
+		own.Close()
+		return err
+	}
+	return nil
+}
+
+// A callersFile is the caller's file while it is used here. A pipe or socket
+// does not block meanwhile, so that waiting for it can be given up.
+type callersFile struct {
+	*os.File
+	// blocking: it did before, which is to be so again, as the caller shares
+	// this.
+	blocking bool
+}
+
+func (f *callersFile) Close() error {
+	if f.blocking {
+		if raw, err := f.SyscallConn(); err == nil {
+			raw.Control(func(fd uintptr) { syscall.SetNonblock(int(fd), false) })
+		}
+	}
+	return f.File.Close()
+}
+
+// ownFile returns a descriptor of the caller's file that outlives the call.
+func ownFile(f *os.File) (own *os.File, blocking bool, err error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, false, fmt.Errorf("keep the file: %w", err)
+	}
+	var st unix.Stat_t
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err == nil {
+		err = unix.Fstat(fd, &st)
+	}
+	if err == nil {
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+		case unix.S_IFIFO, unix.S_IFSOCK:
+			blocking = flags&unix.O_NONBLOCK == 0
+			err = unix.SetNonblock(fd, true)
+		default:
+			err = fmt.Errorf("%w: it must be a regular file, a pipe or a socket", ErrInvalid)
+		}
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, false, fmt.Errorf("use the file: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "the caller's file"), blocking, nil
+}
+
+// transfer begins an export or import; with f, which is the operation's when
+// there is no error, by a stream.
+func (v *vm) transfer(ctx context.Context, kind opKind, name, path string, f *callersFile) error {
+	if err := v.startLxd(ctx, false); err != nil {
+		return err
+	}
+	o, fresh, err := v.beginOp(kind, name)
+	if err != nil {
+		return err
+	}
+	if !fresh {
+		return fmt.Errorf("an %s of container %q is in progress already", kind, name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var st *stream
+	if f != nil {
+		id := uuid.NewString()
+		path = streamScheme + id
+		begin, err := v.openStream(ctx, id, kind, f)
+		if err != nil {
+			v.fail(o, err)
+			return err
+		}
+		v.s.mu.Lock()
+		if v.ops[o.key()] == o {
+			st = begin(o)
+			o.stream = st
+		}
+		v.s.mu.Unlock()
+		if st == nil {
+			begin(nil)
+			_, _, err := v.outcome(o)
+			return errors.Join(errors.New("the stream was not used"), err)
+		}
+	}
+	err = v.agentOp(o, func() error {
+		if kind == opExport {
+			r, err := v.tremplin.ExportContainer(ctx, &tpb.ExportContainerRequest{ContainerName: name, ExportPath: path})
+			if err != nil {
+				return wire.Explain("export the container", err)
+			}
+			if r.GetStatus() != tpb.ExportContainerResponse_EXPORTING {
+				return fmt.Errorf("export the container: the guest says: %s", wire.Words(r.GetFailureReason()))
+			}
+			return nil
+		}
+		r, err := v.tremplin.ImportContainer(ctx, &tpb.ImportContainerRequest{ContainerName: name, ImportPath: path})
+		if err != nil {
+			return wire.Explain("import the container", err)
+		}
+		if r.GetStatus() != tpb.ImportContainerResponse_IMPORTING {
+			return fmt.Errorf("import the container: the guest says: %s", wire.Words(r.GetFailureReason()))
+		}
+		return nil
+	})
+	if err != nil && st != nil {
+		<-st.copied // the file is not used any more
+	}
+	return err
+}
+
+// openStream makes a stream to tremplin and returns what begins to copy; that
+// must be called, with nil to give up.
+func (v *vm) openStream(ctx context.Context, id string, kind opKind, f *callersFile) (func(*operation) *stream, error) {
+	dial, cancel := context.WithTimeout(ctx, 2*connectTimeout)
+	defer cancel()
+	c, err := v.s.cfg.Concierge.Dial(dial, v.info.CID, vsock.PortTransfer)
+	if err != nil {
+		return nil, fmt.Errorf("open a stream to the VM: %w", err)
+	}
+	stop := context.AfterFunc(dial, func() { c.SetDeadline(time.Unix(1, 0)) })
+	err = vsock.WriteFrame(c, []byte(id))
+	var answer []byte
+	if err == nil {
+		answer, err = vsock.ReadFrame(c, 64)
+	}
+	if err == nil && string(answer) != "ready" {
+		err = fmt.Errorf("the guest answers %q", wire.Text(string(answer), 64))
+	}
+	if !stop() && err == nil {
+		err = dial.Err()
+	}
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("open a stream to the VM: %w", err)
+	}
+	return func(o *operation) *stream {
+		if o == nil {
+			c.Close()
+			return nil
+		}
+		ctx, cancel := context.WithCancel(v.ctx)
+		st := &stream{cancel: cancel, copied: make(chan struct{})}
+		run := func() {
+			defer cancel()
+			defer f.Close()
+			defer c.Close()
+			stop := context.AfterFunc(ctx, func() {
+				c.SetDeadline(time.Unix(1, 0))
+				f.SetDeadline(time.Unix(1, 0)) // no error matters: a regular file takes no time
+			})
+			defer stop()
+			err := copyStream(kind, c, f.File)
+			if ctx.Err() != nil {
+				err = errors.New("given up")
+			}
+			st.mu.Lock()
+			st.err = err
+			st.mu.Unlock()
+			close(st.copied)
+			if err != nil && ctx.Err() == nil {
+				v.streamFailed(o, err)
+			}
+		}
+		if !v.s.beginLocked(run) {
+			c.Close()
+			f.Close()
+			cancel()
+			st.err = errClosed
+			close(st.copied)
+		}
+		return st
+	}, nil
+}
+
+// fileError is one of the caller's file.
+type fileError struct{ error }
+
+func (e fileError) Unwrap() error { return e.error }
+
+// copyStream copies until the end of the data, and says at which end it
+// failed.
+func copyStream(kind opKind, c io.ReadWriter, f *os.File) error {
+	buf := make([]byte, vsock.MaxFrame)
+	if kind == opExport {
+		_, err := io.CopyBuffer(ownWriter{f}, struct{ io.Reader }{vsock.NewFrameReader(c)}, buf)
+		if err == nil {
+			err = syncFile(f)
+		}
+		return explainStream(err, "write the container to the file")
+	}
+	w := vsock.NewFrameWriter(c)
+	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, ownReader{f}, buf); err != nil {
+		return explainStream(err, "read the container from the file") // without the end, the guest knows
+	}
+	return explainStream(w.Close(), "")
+}
+
+// syncFile brings a regular file to the disk: what was exported is often all
+// that is left.
+func syncFile(f *os.File) error {
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil
+	}
+	if err := f.Sync(); err != nil {
+		return fileError{err}
+	}
+	return nil
+}
+
+func explainStream(err error, what string) error {
+	var own fileError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &own):
+		return fmt.Errorf("%s: %w", what, own)
+	}
+	return fmt.Errorf("the stream with the VM broke: %w", err)
+}
+
+type ownWriter struct{ f *os.File }
+
+func (w ownWriter) Write(p []byte) (int, error) {
+	n, err := w.f.Write(p)
+	if err != nil {
+		err = fileError{err}
+	}
+	return n, err
+}
+
+type ownReader struct{ f *os.File }
+
+func (r ownReader) Read(p []byte) (int, error) {
+	n, err := r.f.Read(p)
+	if err != nil && err != io.EOF {
+		err = fileError{err}
+	}
+	return n, err
+}
+
+// streamFailed gives tremplin a moment to say itself why, unless it was the
+// caller's file, and ends the operation then.
+func (v *vm) streamFailed(o *operation, err error) {
+	var own fileError
+	if !errors.As(err, &own) {
+		t := time.NewTimer(2 * connectTimeout)
+		defer t.Stop()
+		select {
+		case <-o.done:
+			return
+		case <-t.C:
+		case <-v.ctx.Done():
+			return
+		}
+	}
+	v.fail(o, err)
+	ctx, cancel := context.WithTimeout(v.ctx, callTimeout)
+	defer cancel()
+	v.cancelTransfer(ctx, o.kind, o.container)
+}
+
+// finishStream ends an operation that tremplin says is done when the caller's
+// file has everything too.
+func (v *vm) finishStream(o *operation, signal string, sig proto.Message) {
+	t := time.NewTimer(streamEnd)
+	defer t.Stop()
+	select {
+	case <-o.stream.copied:
+	case <-o.done:
+		return
+	case <-v.ctx.Done():
+		return
+	case <-t.C:
+		v.fail(o, errors.New("the VM says that it is done, and the stream does not end"))
+		return
+	}
+	if err := o.stream.failed(); err != nil {
+		v.fail(o, err)
+		return
+	}
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	if o.kind == opImport {
+		v.named(o.container)
+	}
+	v.endOp(o, nil, signal, sig)
+}
+
+// cancelTransfer asks tremplin to give up.
+func (v *vm) cancelTransfer(ctx context.Context, kind opKind, name string) (found bool, err error) {
+	if kind == opExport {
+		r, err := v.tremplin.CancelExportContainer(ctx, &tpb.CancelExportContainerRequest{InProgressContainerName: name})
+		return r.GetStatus() == tpb.CancelExportContainerResponse_CANCEL_QUEUED, wire.Explain("cancel the export", err)
+	}
+	r, err := v.tremplin.CancelImportContainer(ctx, &tpb.CancelImportContainerRequest{InProgressContainerName: name})
+	return r.GetStatus() == tpb.CancelImportContainerResponse_CANCEL_QUEUED, wire.Explain("cancel the import", err)
+}
+
+// CancelExportLxdContainer ends an export; its last signal is CANCELLED.
+func (s *Service) CancelExportLxdContainer(ctx context.Context, sub policy.Subject, req *pb.CancelExportLxdContainerRequest) (*pb.CancelExportLxdContainerResponse, error) {
+	found, err := s.cancel(ctx, sub, opExport, req.GetVmName(), req.GetInProgressContainerName())
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return &pb.CancelExportLxdContainerResponse{Status: pb.CancelExportLxdContainerResponse_OPERATION_NOT_FOUND, FailureReason: "no such export is in progress"}, nil
+	}
+	return &pb.CancelExportLxdContainerResponse{Status: pb.CancelExportLxdContainerResponse_CANCEL_QUEUED}, nil
+}
+
+// CancelImportLxdContainer ends an import; its last signal is CANCELLED.
+func (s *Service) CancelImportLxdContainer(ctx context.Context, sub policy.Subject, req *pb.CancelImportLxdContainerRequest) (*pb.CancelImportLxdContainerResponse, error) {
+	found, err := s.cancel(ctx, sub, opImport, req.GetVmName(), req.GetInProgressContainerName())
+	if err != nil {
+		return nil, err
+	}
+	if !found {
+		return &pb.CancelImportLxdContainerResponse{Status: pb.CancelImportLxdContainerResponse_OPERATION_NOT_FOUND, FailureReason: "no such import is in progress"}, nil
+	}
+	return &pb.CancelImportLxdContainerResponse{Status: pb.CancelImportLxdContainerResponse_CANCEL_QUEUED}, nil
+}
+
+func (s *Service) cancel(ctx context.Context, sub policy.Subject, kind opKind, vmName, name string) (bool, error) {
+	v, err := s.transferVM(sub, vmName, name)
+	if err != nil {
+		return false, err
+	}
+	ctx, stop := context.WithTimeout(ctx, callTimeout)
+	defer stop()
+	return v.cancelTransfer(ctx, kind, name)
+}

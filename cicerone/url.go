@@ -1,0 +1,59 @@
+package cicerone
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"strings"
+	"unicode"
+)
+
+// schemes are those that lead away from the container. What a program of the
+// host would read from the host's own files, or run, is not among them.
+var schemes = map[string]bool{"http": true, "https": true, "ftp": true, "mailto": true, "tel": true, "sms": true,
+	"xmpp": true, "irc": true, "ircs": true, "magnet": true, "webcal": true, "geo": true}
+
+// hostURL is a container's URL in the host's terms. The container itself is
+// its address there: no port of a container is the host's.
+func hostURL(text, address string) (string, error) {
+	if len(text) > maxURL {
+		return "", fmt.Errorf("the URL is longer than %d bytes", maxURL)
+	}
+	if strings.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) }) {
+		return "", errors.New("the URL has spaces or control characters")
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		return "", errors.New("this is no URL")
+	}
+	u.Scheme = strings.ToLower(u.Scheme)
+	switch {
+	case u.Scheme == "file" && strings.Contains(u.Path, ".."):
+		return "", errors.New("a file's URL must not contain \"..\"")
+	case u.Scheme == "file":
+		return "", errors.New("the host has no directory in common with the container, and cannot open its files")
+	case !schemes[u.Scheme]:
+		return "", errors.New("URLs of this scheme are not opened for containers")
+	case !isLocal(u.Hostname()):
+		return u.String(), nil
+	case address == "":
+		return "", errors.New("the container has no address at which the host could reach it")
+	}
+	if port := u.Port(); port != "" {
+		address = net.JoinHostPort(address, port)
+	}
+	u.Host = address
+	return u.String(), nil
+}
+
+// isLocal says whether a host's name means the machine that uses it.
+func isLocal(host string) bool {
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return true
+	}
+	a, err := netip.ParseAddr(host)
+	return err == nil && (a.Unmap().IsLoopback() || a.Unmap().IsUnspecified())
+}

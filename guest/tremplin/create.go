@@ -1,0 +1,174 @@
+package tremplin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/auberge-vm/auberge/guest/tremplin/incus"
+	pb "github.com/auberge-vm/auberge/protos/tremplinpb"
+)
+
+// setUpKey marks a container in Incus' configuration: whether somebody has
+// set up its user. Without that it is of no use, and is made anew.
+const setUpKey = "user.auberge.set-up"
+
+// CreateContainer makes a container, in the background.
+func (s *Server) CreateContainer(ctx context.Context, req *pb.CreateContainerRequest) (*pb.CreateContainerResponse, error) {
+	name := req.ContainerName
+	failed := func(err error) (*pb.CreateContainerResponse, error) {
+		return &pb.CreateContainerResponse{Status: pb.CreateContainerResponse_FAILED, FailureReason: clip(err.Error())}, nil
+	}
+	if err := checkName(name); err != nil {
+		return failed(err)
+	}
+	source, err := s.source(req)
+	if err != nil {
+		return failed(err)
+	}
+	if s.jobs.is(name, jobCreate) {
+		return &pb.CreateContainerResponse{Status: pb.CreateContainerResponse_CREATING}, nil
+	}
+	// While Incus starts, whether there is such a container turns out later.
+	if s.isStarted() {
+		if i, missing, err := s.find(ctx, name); err == nil && !isAbandoned(i) {
+			return &pb.CreateContainerResponse{Status: pb.CreateContainerResponse_EXISTS}, nil
+		} else if err != nil && !missing {
+			return failed(err)
+		}
+	}
+	err = s.jobs.run(name, jobCreate, func(ctx context.Context) {
+		err := s.create(ctx, name, source)
+		switch {
+		case err == nil:
+			s.log.Info("container created", "container", name)
+			s.host.create(name, pb.ContainerCreationProgress_CREATED, 100, "")
+			return
+		case wasCancelled(ctx):
+			s.host.create(name, pb.ContainerCreationProgress_CANCELLED, 0, "the creation was cancelled")
+		case errors.Is(err, errDownloadIdle):
+			s.host.create(name, pb.ContainerCreationProgress_DOWNLOAD_TIMED_OUT, 0, err.Error())
+		default:
+			s.host.create(name, pb.ContainerCreationProgress_FAILED, 0, err.Error())
+		}
+		s.log.Error("container not created", "container", name, "err", err)
+	})
+	if err != nil {
+		return failed(err)
+	}
+	return &pb.CreateContainerResponse{Status: pb.CreateContainerResponse_CREATING}, nil
+}
+
+// isAbandoned tells whether a container was created and never set up.
+func isAbandoned(i incus.Instance) bool {
+	return i.Config[setUpKey] == "no" && i.Status != incus.Running
+}
+
+// create makes a container under another name and renames it at the end, so
+// that nobody sees it before.
+func (s *Server) create(ctx context.Context, name string, source imageSource) error {
+	if err := s.ensureLxd(ctx); err != nil {
+		return err
+	}
+	old, missing, err := s.find(ctx, name)
+	switch {
+	case err == nil && !isAbandoned(old):
+		return nil // which is what was asked for
+	case err == nil:
+		s.log.Info("a container that was never set up is made anew", "container", name)
+		if err := s.incus.Delete(ctx, name); err != nil {
+			return err
+		}
+	case !missing:
+		return err
+	}
+	image, release, err := source.fetch(ctx, func(percent int32) {
+		s.host.create(name, pb.ContainerCreationProgress_DOWNLOADING, percent, "")
+	})
+	if err != nil {
+		return err
+	}
+	defer release()
+	temp := tempName("create")
+	if err := s.unpack(ctx, temp, image, map[string]string{setUpKey: "no"}, nil); err != nil {
+		return err
+	}
+	if err := s.finish(ctx, temp, name); err != nil {
+		s.discardNow(temp)
+		return err
+	}
+	return nil
+}
+
+// unpack makes a container of an image. Nothing remains when it fails.
+func (s *Server) unpack(ctx context.Context, temp, image string, config map[string]string, progress func(incus.Operation) error) error {
+	op, err := s.incus.CreateInstance(ctx, temp, image, config)
+	if err == nil && progress == nil {
+		_, err = s.incus.Wait(ctx, op)
+	} else if err == nil {
+		_, err = s.incus.Follow(ctx, op, progress)
+	}
+	if err == nil {
+		err = s.inspect(temp)
+	}
+	if err != nil {
+		s.discardNow(temp)
+	}
+	return err
+}
+
+// inspect refuses a container whose parts are not what Incus takes them for.
+func (s *Server) inspect(name string) error {
+	dir := s.cfg.containerDir(name)
+	for _, part := range []struct {
+		name   string
+		needed bool
+		kind   os.FileMode
+	}{{"rootfs", true, os.ModeDir}, {"templates", false, os.ModeDir}, {"metadata.yaml", true, 0}, {"backup.yaml", false, 0}} {
+		info, err := os.Lstat(dir + "/" + part.name)
+		switch {
+		case err != nil && !part.needed && errors.Is(err, os.ErrNotExist):
+		case err != nil:
+			return fmt.Errorf("the image has no %s: %w", part.name, err)
+		case info.Mode().Type() != part.kind:
+			return fmt.Errorf("the image's %s is a %s", part.name, info.Mode().Type())
+		}
+	}
+	return nil
+}
+
+// finish gives a new container its name.
+func (s *Server) finish(ctx context.Context, temp, name string) error {
+	i, err := s.incus.Instance(ctx, temp)
+	if err != nil {
+		return err
+	}
+	root, err := s.files(i)
+	if err != nil {
+		return err
+	}
+	// What made the image, or what was exported, may have had another name.
+	if root.Exists("/etc/hostname") {
+		if err := root.WriteFile("/etc/hostname", []byte(name+"\n"), 0o644, 0, 0); err != nil {
+			s.log.Warn("the container keeps its image's host name", "container", name, "err", err)
+		}
+	}
+	root.Close()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return s.incus.Rename(ctx, temp, name)
+}
+
+// discardNow removes a container that an operation has left, although the
+// operation's time is over. It waits for an Incus that is started again.
+func (s *Server) discardNow(temp string) {
+	ctx, cancel := cleaning()
+	defer cancel()
+	if err := s.daemon.start(ctx); err != nil {
+		s.log.Error("a leftover stays until Incus' next start", "container", temp, "err", err)
+		return
+	}
+	s.discard(ctx, temp)
+}

@@ -1,0 +1,224 @@
+package tremplin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/auberge-vm/auberge/guest/tremplin/archive"
+	"github.com/auberge-vm/auberge/guest/tremplin/incus"
+	"github.com/auberge-vm/auberge/guest/tremplin/rootfs"
+	pb "github.com/auberge-vm/auberge/protos/tremplinpb"
+	"github.com/auberge-vm/auberge/vsock"
+	"golang.org/x/sys/unix"
+)
+
+// progressPause is the time between two notices of how far a transfer is.
+const progressPause = time.Second
+
+// ExportContainer writes a container as an archive, in the background.
+func (s *Server) ExportContainer(ctx context.Context, req *pb.ExportContainerRequest) (*pb.ExportContainerResponse, error) {
+	name := req.ContainerName
+	failed := func(err error) (*pb.ExportContainerResponse, error) {
+		return &pb.ExportContainerResponse{Status: pb.ExportContainerResponse_FAILED, FailureReason: clip(err.Error())}, nil
+	}
+	i, _, err := s.find(ctx, name)
+	if err != nil {
+		return failed(err)
+	}
+	out, err := s.sink(req.ExportPath)
+	if err != nil {
+		return failed(err)
+	}
+	err = s.jobs.run(name, jobExport, func(ctx context.Context) {
+		e := exporting{s: s, name: name}
+		err := e.do(ctx, i, out)
+		p := e.progress(pb.ContainerExportProgress_DONE)
+		switch {
+		case err == nil:
+			s.log.Info("container exported", "container", name, "files", p.InputFilesStreamed, "bytes", p.BytesExported)
+		case wasCancelled(ctx):
+			p.Status, p.FailureReason = pb.ContainerExportProgress_CANCELLED, "the export was cancelled"
+		default:
+			s.log.Error("container not exported", "container", name, "err", err)
+			p.Status, p.FailureReason = pb.ContainerExportProgress_FAILED, err.Error()
+		}
+		s.host.export(p)
+	})
+	if err != nil {
+		out.abandon()
+		return failed(err)
+	}
+	return &pb.ExportContainerResponse{Status: pb.ExportContainerResponse_EXPORTING}, nil
+}
+
+// CancelExportContainer ends an export.
+func (s *Server) CancelExportContainer(_ context.Context, req *pb.CancelExportContainerRequest) (*pb.CancelExportContainerResponse, error) {
+	if s.jobs.cancelled(req.InProgressContainerName, jobExport) == nil {
+		return &pb.CancelExportContainerResponse{Status: pb.CancelExportContainerResponse_OPERATION_NOT_FOUND}, nil
+	}
+	return &pb.CancelExportContainerResponse{Status: pb.CancelExportContainerResponse_CANCEL_QUEUED}, nil
+}
+
+// A sink is where an export goes. Either finish or abandon ends it.
+type sink struct {
+	io.Writer
+	finish  func() error
+	abandon func()
+	// stop makes writes fail, from another goroutine.
+	stop func()
+}
+
+// sink opens a path that an export names.
+func (s *Server) sink(path string) (*sink, error) {
+	if strings.HasPrefix(path, transferPrefix) {
+		conn, err := s.moves.use(path)
+		if err != nil {
+			return nil, err
+		}
+		w := vsock.NewFrameWriter(conn)
+		closing := func() { conn.Close() }
+		// The host closes when it has all, or gives up.
+		return &sink{Writer: w, finish: func() error { defer closing(); return w.Close() }, abandon: closing, stop: closing}, nil
+	}
+	if err := os.MkdirAll(s.cfg.TransferDir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := s.openTransfer(path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	remove := func() { s.removeTransfer(path, f); f.Close() }
+	return &sink{
+		Writer: f,
+		finish: func() error {
+			err := f.Sync()
+			if err != nil {
+				remove()
+				return err
+			}
+			return f.Close()
+		},
+		abandon: remove,
+		stop:    func() {},
+	}, nil
+}
+
+// removeTransfer removes a file beneath the directory of transfers, which is
+// the one that is open.
+func (s *Server) removeTransfer(path string, f *os.File) {
+	rest, err := s.transferPath(path)
+	if err == nil {
+		var root *os.Root
+		if root, err = os.OpenRoot(s.cfg.TransferDir); err == nil {
+			defer root.Close()
+			err = root.Remove(rest)
+		}
+	}
+	if err != nil {
+		// At least it takes no room.
+		f.Truncate(0)
+		s.log.Error("a file that is not whole stays, empty", "path", path, "err", err)
+	}
+}
+
+type exporting struct {
+	s     *Server
+	name  string
+	total archive.Counts
+	done  archive.Counts
+	bytes uint64
+	told  time.Time
+}
+
+func (e *exporting) do(ctx context.Context, i incus.Instance, out *sink) (err error) {
+	stop := context.AfterFunc(ctx, out.stop)
+	defer stop()
+	defer func() {
+		if err != nil {
+			out.abandon()
+		}
+	}()
+	ids, err := rootfs.ParseIDMap(i.Config["volatile.last_state.idmap"])
+	if err != nil {
+		return err
+	}
+	// A snapshot does not change, whatever runs in the container.
+	snapshot := tempName("export")
+	defer e.s.dropSnapshot(e.name, snapshot)
+	if err := e.s.incus.CreateSnapshot(ctx, e.name, snapshot); err != nil {
+		return fmt.Errorf("cannot take a snapshot of %s: %w", e.name, err)
+	}
+	dir := e.s.cfg.snapshotDir(e.name, snapshot)
+	alive := func() error { return context.Cause(ctx) }
+	if e.total, err = archive.Count(dir, alive); err != nil {
+		return err
+	}
+	_, err = archive.Pack(e.counting(out), dir, ids.FromDisk, func(c archive.Counts) error {
+		e.done = c
+		if now := time.Now(); now.Sub(e.told) >= progressPause {
+			e.told = now
+			e.s.host.export(e.progress(pb.ContainerExportProgress_EXPORTING_STREAMING))
+		}
+		return alive()
+	})
+	if err == nil {
+		err = alive()
+	}
+	if err != nil {
+		return err
+	}
+	return out.finish()
+}
+
+func (e *exporting) progress(s pb.ContainerExportProgress_Status) *pb.ContainerExportProgress {
+	return &pb.ContainerExportProgress{
+		ContainerName: e.name, Status: s,
+		TotalInputFiles: e.total.Files, TotalInputBytes: e.total.Bytes,
+		InputFilesStreamed: e.done.Files, InputBytesStreamed: e.done.Bytes, BytesExported: e.bytes,
+	}
+}
+
+func (e *exporting) counting(w io.Writer) io.Writer { return &countingWriter{w: w, n: &e.bytes} }
+
+type countingWriter struct {
+	w io.Writer
+	n *uint64
+}
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	*c.n += uint64(n)
+	return n, err
+}
+
+// dropSnapshot removes an export's snapshot, although the export's time may be
+// over.
+func (s *Server) dropSnapshot(name, snapshot string) {
+	ctx, cancel := cleaning()
+	defer cancel()
+	err := s.daemon.start(ctx)
+	if err == nil {
+		err = s.incus.DeleteSnapshot(ctx, name, snapshot)
+	}
+	if err != nil && !incus.IsNotFound(err) {
+		s.log.Error("a snapshot stays until Incus' next start", "container", name, "snapshot", snapshot, "err", err)
+	}
+}
+
+// removeSnapshots removes the snapshots that exports have left.
+func (s *Server) removeSnapshots(ctx context.Context, name string) {
+	all, err := s.incus.Snapshots(ctx, name)
+	for _, sn := range all {
+		if strings.HasPrefix(sn.Name, ownPrefix) {
+			err = errors.Join(err, s.incus.DeleteSnapshot(ctx, name, sn.Name))
+		}
+	}
+	if err != nil {
+		s.log.Error("snapshots of exports stay", "container", name, "err", err)
+	}
+}

@@ -1,0 +1,137 @@
+package tremplin
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/auberge-vm/auberge/guest/tremplin/incus"
+)
+
+// eventsPause is the time between two attempts to hear Incus' events.
+const eventsPause = 500 * time.Millisecond
+
+// states knows which containers run, and tells the host of each that stops,
+// once, whoever stopped it and whether or not Incus was there to see it.
+type states struct {
+	s     *Server
+	awake chan struct{}
+
+	mu      sync.Mutex
+	running map[string]bool
+}
+
+func newStates(s *Server) *states {
+	return &states{s: s, awake: make(chan struct{}, 1), running: map[string]bool{}}
+}
+
+// wake makes watch look for Incus now.
+func (t *states) wake() {
+	select {
+	case t.awake <- struct{}{}:
+	default:
+	}
+}
+
+// watch follows Incus' events, from one incusd to the next.
+func (t *states) watch(ctx context.Context) {
+	pause := time.NewTicker(eventsPause)
+	defer pause.Stop()
+	for {
+		if t.s.isStarted() {
+			t.follow(ctx)
+		}
+		select {
+		case <-pause.C:
+		case <-t.awake:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (t *states) follow(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err := t.s.incus.Lifecycles(ctx, func() {
+		// What happened before is in the list, and what happens from now on in
+		// the events; in both is as good.
+		if err := t.reconcile(ctx); err != nil {
+			cancel()
+		}
+	}, t.happened)
+	if ctx.Err() == nil {
+		t.s.log.Warn("Incus' events are followed again", "err", err)
+	}
+}
+
+// reconcile compares what is known with what Incus says.
+func (t *states) reconcile(ctx context.Context) error {
+	all, err := t.s.incus.Instances(ctx)
+	if err != nil {
+		return err
+	}
+	now := map[string]bool{}
+	for _, i := range all {
+		if i.Status == incus.Running && !strings.HasPrefix(i.Name, ownPrefix) {
+			now[i.Name] = true
+		}
+	}
+	t.mu.Lock()
+	before := t.running
+	t.running = now
+	t.mu.Unlock()
+	for name := range before {
+		if !now[name] {
+			t.tell(name)
+		}
+	}
+	return nil
+}
+
+func (t *states) happened(l incus.Lifecycle) {
+	switch l.Action {
+	case "instance-started":
+		t.started(l.Instance)
+	case "instance-stopped", "instance-shutdown":
+		if t.forget(l.Instance) {
+			t.tell(l.Instance)
+		}
+	}
+}
+
+// started notes that a container runs.
+func (t *states) started(name string) {
+	if strings.HasPrefix(name, ownPrefix) {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.running[name] = true
+}
+
+// forget notes that a container does not run, and tells whether it did.
+func (t *states) forget(name string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ran := t.running[name]
+	delete(t.running, name)
+	return ran
+}
+
+func (t *states) tell(name string) {
+	t.s.log.Info("container stopped", "container", name)
+	t.s.host.shutdown(name)
+}
+
+// list returns the containers that run.
+func (t *states) list() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	names := make([]string, 0, len(t.running))
+	for name := range t.running {
+		names = append(names, name)
+	}
+	return names
+}
