@@ -305,3 +305,35 @@ func readLine(t *testing.T, fifo string) {
 		t.Fatal(err)
 	}
 }
+
+// SIGTERM is not for what has a PID 1 of its own, which would take it for
+// another order.
+func TestEndAllLeavesContainersToTheirInit(t *testing.T) {
+	if !coretest.Isolated(t, unix.CLONE_NEWPID|unix.CLONE_NEWNS) {
+		return
+	}
+	table := newTable(t)
+	dir := t.TempDir()
+	fifo := dir + "/fifo"
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	loop := func(name string) string {
+		return "trap 'echo told > " + dir + "/" + name + "' TERM; echo > " + fifo + "; while :; do sleep 0.01; done"
+	}
+	for _, script := range []string{loop("ours"), `exec unshare --pid --fork sh -c "` + loop("theirs") + `"`} {
+		if _, err := table.Start(shell(script)); err != nil {
+			t.Fatal(err)
+		}
+		readLine(t, fifo)
+	}
+	if err := table.EndAll(500 * time.Millisecond); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir + "/ours"); err != nil {
+		t.Errorf("a process of ours was not told to end: %v", err)
+	}
+	if _, err := os.Stat(dir + "/theirs"); err == nil {
+		t.Error("a container's PID 1 was told to end like a process of ours")
+	}
+}

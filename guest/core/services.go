@@ -88,8 +88,8 @@ func (s *Supervisor) Stop() {
 	s.running.Wait()
 }
 
-// End sends a signal to a service, which Stop has been called before, and waits
-// until it has ended or the grace is over. One that does not run is left alone.
+// End sends a signal to a service and waits until it has ended or the grace is
+// over. It is for after Stop, or the service is started again.
 func (s *Supervisor) End(name string, sig unix.Signal, grace time.Duration) {
 	s.mu.Lock()
 	p := s.current[name]

@@ -109,3 +109,38 @@ func TestServiceThatCannotStartIsAnError(t *testing.T) {
 	}
 	s.Stop()
 }
+
+// A service that is told to end may take its time, but not more than that.
+func TestServiceIsToldToEnd(t *testing.T) {
+	if !coretest.Isolated(t, unix.CLONE_NEWPID|unix.CLONE_NEWNS) {
+		return
+	}
+	table := newTable(t)
+	var log bytes.Buffer
+	s := NewSupervisor(table, slog.New(slog.NewTextHandler(&log, nil)))
+	fifo := t.TempDir() + "/fifo"
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, script := range map[string]string{
+		"willing":   "trap 'exit 7' PWR; echo > " + fifo + "; while :; do sleep 0.01; done",
+		"unwilling": "trap '' PWR; echo > " + fifo + "; while :; do sleep 0.01; done",
+	} {
+		if err := s.Start(name, shell(script)); err != nil {
+			t.Fatal(err)
+		}
+		readLine(t, fifo)
+	}
+	s.Stop()
+	s.End("willing", unix.SIGPWR, time.Hour)
+	s.End("unwilling", unix.SIGPWR, 50*time.Millisecond)
+	s.End("none", unix.SIGPWR, time.Hour)
+	for _, want := range []string{`service=willing end="exit status 7"`, `"service still running" service=unwilling signal=SIGPWR`} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log lacks %q:\n%s", want, log.String())
+		}
+	}
+	if err := table.EndAll(time.Minute); err != nil {
+		t.Error(err)
+	}
+}

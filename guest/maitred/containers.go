@@ -55,18 +55,8 @@ func (s *Server) tryContainers(ctx context.Context, settings []string) (started 
 	if _, err := os.Stat(program); errors.Is(err, fs.ErrNotExist) {
 		return false, nil // an image without containers
 	}
-	for _, m := range containerModules {
-		// The caller's own kernel may have it built in.
-		if err := s.table.Run(ctx, "modprobe", "--quiet", m); err != nil {
-			s.log.Warn("containers may lack a driver", "module", m, "err", err)
-		}
-	}
 	env := append([]string{"PATH=" + core.DefaultPath, "HOME=/root", "LC_ALL=C.UTF-8", "INCUS_DIR=" + incusDir}, settings...)
-	if lxcfs, err := core.LookPath("lxcfs"); err != nil {
-		s.log.Warn("containers will see the VM's memory and processors as theirs", "err", err)
-	} else if err := s.service("lxcfs", lxcfs, []string{lxcfsDir}, env); err != nil {
-		s.log.Warn("containers will see the VM's memory and processors as theirs", "err", err)
-	}
+	s.prepareContainers(ctx, env)
 	var args []string
 	if s.reservedVsock {
 		args = append(args, "--reserved-only")
@@ -75,6 +65,24 @@ func (s *Server) tryContainers(ctx context.Context, settings []string) (started 
 		return false, fmt.Errorf("the containers' manager: %w", err)
 	}
 	return true, nil
+}
+
+// startLxcfs loads what containers need of the kernel, and starts what shows them
+// the part of the machine that is theirs.
+func (s *Server) startLxcfs(ctx context.Context, env []string) {
+	for _, m := range containerModules {
+		// The caller's own kernel may have it built in.
+		if err := s.table.Run(ctx, "modprobe", "--quiet", m); err != nil {
+			s.log.Warn("containers may lack a driver", "module", m, "err", err)
+		}
+	}
+	program, err := core.LookPath("lxcfs")
+	if err == nil {
+		err = s.service("lxcfs", program, []string{lxcfsDir}, env)
+	}
+	if err != nil {
+		s.log.Warn("containers will see the VM's memory and processors as theirs", "err", err)
+	}
 }
 
 // mountTools mounts the tools disk, if the host gave one.

@@ -40,6 +40,8 @@ type Server struct {
 	statefulDir string
 	toolsDir    string
 	findDisk    func(serial string) (device string, err error)
+	// prepareContainers is for what their manager needs running.
+	prepareContainers func(ctx context.Context, env []string)
 
 	// reservedVsock: the host dials from reserved ports only.
 	reservedVsock bool
@@ -61,7 +63,7 @@ type Server struct {
 // NewServer returns the face of a VM whose processes are in table.
 func NewServer(table *core.Table, services *core.Supervisor, log *slog.Logger) *Server {
 	shutdown := make(chan struct{})
-	return &Server{
+	s := &Server{
 		table:       table,
 		services:    services,
 		log:         log,
@@ -78,6 +80,8 @@ func NewServer(table *core.Table, services *core.Supervisor, log *slog.Logger) *
 		askShutdown: sync.OnceFunc(func() { close(shutdown) }),
 		shutdown:    shutdown,
 	}
+	s.prepareContainers = s.startLxcfs
+	return s
 }
 
 func dialHost(ctx context.Context, port uint32) (net.Conn, error) {

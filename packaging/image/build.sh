@@ -48,13 +48,9 @@ parse_arguments() {
 	done
 	: "${maitred:=$agents/maitred}" "${vshd:=$agents/vshd}"
 	: "${tremplin:=$agents/tremplin}" "${garcon:=$agents/garcon}"
-	for agent in "$maitred" "$vshd"; do
+	for agent in "$maitred" "$vshd" "$tremplin" "$garcon"; do
 		[ -f "$agent" ] || fail "$agent is not there: make build makes it"
 	done
-	# Without these, the image has no containers.
-	[ -f "$tremplin" ] && [ -f "$garcon" ] && features=tremplin || features=
-	[ -f "$tremplin" ] || tremplin=/dev/null
-	[ -f "$garcon" ] || garcon=/dev/null
 }
 
 # The hash of everything that decides what base.sh makes, the state of Debian's
@@ -125,8 +121,8 @@ ensure_layer() {
 make_tools() {
 	local tools=$temporary/tools container=$cache/container/$container_key
 	mkdir -p "$tools/bin" "$tools/image"
-	[ "$tremplin" = /dev/null ] || install -m 755 -T "$tremplin" "$tools/bin/tremplin"
-	[ "$garcon" = /dev/null ] || install -m 755 -T "$garcon" "$tools/bin/garcon"
+	install -m 755 -T "$tremplin" "$tools/bin/tremplin"
+	install -m 755 -T "$garcon" "$tools/bin/garcon"
 	install -m 755 -T "$vshd" "$tools/bin/vshd"
 	link "$container/metadata.tar.xz" "$tools/image"
 	link "$container/rootfs.squashfs" "$tools/image"
@@ -156,7 +152,7 @@ ensure_image() {
 	make_tools "$new/tools.squashfs" "$created"
 	"$temporary/bin/mkmanifest" -facts "$base/facts" -packages "$base/packages" \
 		-container-packages "$cache/container/$container_key/packages" \
-		-features "$features" -key "$image_key" -base-key "$base_key" -container-key "$container_key" "$new"
+		-features tremplin -key "$image_key" -base-key "$base_key" -container-key "$container_key" "$new"
 	install_entry "$new" "$image"
 }
 

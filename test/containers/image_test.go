@@ -173,16 +173,19 @@ func (v *imageVM) vsock() {
 	defer cancel()
 	listener := v.command(ctx, vsockListener, "vsh", "--user", "root", "termina", "--", "INCUS_DIR=/mnt/stateful/incus",
 		"incus", "exec", "penguin", "--", "su", "-", "pip", "-c", "bash -es")
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() {
-		out, err := listener.CombinedOutput()
-		if err != nil {
+		defer close(ended)
+		if out, err := listener.CombinedOutput(); err != nil {
 			t.Errorf("the listener: %v: %s", err, out)
 		}
-		ended <- err
 	}()
-	defer func() { <-ended }()
-	defer cancel()
+	defer func() {
+		if t.Failed() {
+			cancel()
+		}
+		<-ended
+	}()
 	v.inside("until test -e /tmp/vsock-ready; do sleep 0.2; done")
 	bus, err := v.bed.Dial(t.Context(), testbed.Alice)
 	if err != nil {
