@@ -43,9 +43,9 @@ func listen(t *testing.T, conn *godbus.Conn) *ear {
 			e.take(s)
 		}
 	}()
+	// The connection closes the channel, at the latest with the test's context.
 	t.Cleanup(func() {
-		conn.RemoveSignal(ch)
-		close(ch)
+		conn.Close()
 		<-done
 	})
 	return e

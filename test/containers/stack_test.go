@@ -167,6 +167,8 @@ func (s *stack) startVM() {
 	s.t.Helper()
 	s.run("vmc", "config", vm, "--memory", "3G", "--cpus", "2")
 	s.run("vmc", "start", vm, "--size", "8G", "--cpus", "2")
+	// The manager of containers answers a little later.
+	await[*ciceronepb.TremplinStartedSignal](s.ear, nil)
 }
 
 // call calls a method of vm_cicerone as alice.
