@@ -73,6 +73,13 @@ func (h *host) UpdateListeningPorts(_ context.Context, m *pb.ListeningPortInfo) 
 	return h.take(m)
 }
 
+// forget drops what was told so far.
+func (h *host) forget() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = nil
+}
+
 // await returns the first notice, taken or to come, that has M's type and pleases.
 func await[M proto.Message](h *host, what string, pleases func(M) bool) M {
 	h.t.Helper()

@@ -20,6 +20,9 @@ const powerOffSignal = unix.SIGPWR
 // restartWait is how long calls wait for an Incus that is started again.
 const restartWait = time.Minute
 
+// busyPause is the time between two attempts to remove what Incus is busy with.
+const busyPause = 500 * time.Millisecond
+
 // lxd is how far the start of Incus is.
 type lxd struct {
 	mu       sync.Mutex
@@ -278,21 +281,40 @@ func (s *Server) removeLeftovers(ctx context.Context) {
 	s.removeImages(ctx)
 }
 
-// discard removes a container that nobody shall see.
+// discard removes a container that nobody shall see, once Incus has let go of
+// it: most operations cannot be cancelled there.
 func (s *Server) discard(ctx context.Context, name string) {
-	i, err := s.incus.Instance(ctx, name)
-	if incus.IsNotFound(err) {
-		return
+	again := time.NewTicker(busyPause)
+	defer again.Stop()
+	for {
+		err := s.remove(ctx, name)
+		switch {
+		case incus.IsNotFound(err):
+			return
+		case err == nil:
+			s.log.Info("removed a leftover", "container", name)
+			return
+		case !incus.IsBusy(err):
+			s.log.Error("a leftover stays until Incus' next start", "container", name, "err", err)
+			return
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			s.log.Error("a leftover stays until Incus' next start", "container", name, "err", err)
+			return
+		}
 	}
-	if err == nil && i.Status == incus.Running {
-		err = s.incus.Stop(ctx, name)
+}
+
+// remove stops and deletes a container.
+func (s *Server) remove(ctx context.Context, name string) error {
+	i, err := s.incus.Instance(ctx, name)
+	if err == nil && i.Status != "Stopped" {
+		err = s.stopNow(ctx, name)
 	}
 	if err == nil {
 		err = s.incus.Delete(ctx, name)
 	}
-	if err != nil && !incus.IsNotFound(err) {
-		s.log.Error("a leftover stays until Incus' next start", "container", name, "err", err)
-		return
-	}
-	s.log.Info("removed a leftover", "container", name)
+	return err
 }
