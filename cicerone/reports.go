@@ -58,9 +58,10 @@ func (l tremplinListener) TremplinReady(ctx context.Context, _ *tpb.TremplinStar
 	v.s.mu.Lock()
 	if v.ready {
 		v.endOps(func(o *operation) bool { return !o.kind.ofAgent() }, "tremplin was started anew in the middle of it")
+		// Who waits for the first one is not to be told that it failed.
+		v.lxdErr, v.lxdFails = "tremplin was started anew", v.lxdFails+1
 	}
 	v.ready = true
-	v.lxdErr, v.lxdFails = "tremplin was started anew", v.lxdFails+1
 	v.emit(SignalTremplinStarted, &pb.TremplinStartedSignal{VmName: v.info.Name, OwnerId: v.info.Owner.Word})
 	v.notice()
 	v.s.mu.Unlock()
