@@ -220,9 +220,22 @@ func (v *vm) reportDelete(name string, st tpb.ContainerDeletionProgress_Status, 
 	}
 }
 
-func (l tremplinListener) UpdateStartStatus(_ context.Context, r *tpb.ContainerStartProgress) (*tpb.EmptyMessage, error) {
+func (l tremplinListener) UpdateStartStatus(ctx context.Context, r *tpb.ContainerStartProgress) (*tpb.EmptyMessage, error) {
 	if err := l.allowed(); err != nil {
 		return nil, err
+	}
+	l.v.s.mu.Lock()
+	o := l.v.ops[opKey{opStart, r.GetContainerName()}]
+	l.v.s.mu.Unlock()
+	if o != nil {
+		// Not for long: a tremplin may report before it answers.
+		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+		defer cancel()
+		select {
+		case <-o.replied:
+		case <-o.done:
+		case <-ctx.Done():
+		}
 	}
 	l.v.reportStart(r.GetContainerName(), r.GetStatus(), wire.Words(r.GetFailureReason()))
 	return done, nil
