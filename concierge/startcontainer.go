@@ -138,6 +138,31 @@ func (s *Service) beginContainer(v *vm, container, username string) (start *cont
 	return start, true, nil
 }
 
+// awaitTremplin waits until a VM's containers can be managed, which whoever
+// asks for one right after the VM's start does not have to.
+func (s *Service) awaitTremplin(ctx context.Context, v *vm) error {
+	v.mu.Lock()
+	ready := v.tremplin == tremplinReady
+	v.mu.Unlock()
+	if ready {
+		return nil
+	}
+	// It hears that they can.
+	if err := s.cfg.Containers.Start(ctx); err != nil {
+		return err
+	}
+	t := time.NewTimer(terminaTimeout)
+	defer t.Stop()
+	select {
+	case <-v.containersUp:
+		return nil
+	case <-t.C:
+		return fmt.Errorf("the VM's manager of containers has not reported within %v", terminaTimeout)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 func (s *Service) ensureContainer(v *vm, container, username string, start *containerStart) {
 	ctx, cancel := context.WithCancelCause(s.quit)
 	defer cancel(nil)
@@ -153,6 +178,9 @@ func (s *Service) ensureContainer(v *vm, container, username string, start *cont
 		cancel(errVMEnded)
 	}()
 	err := within(ctx, containerTimeout, func(ctx context.Context) error {
+		if err := s.awaitTremplin(ctx, v); err != nil {
+			return err
+		}
 		return s.cfg.Containers.EnsureContainer(ctx, v.cid, container, username)
 	})
 	if err != nil {

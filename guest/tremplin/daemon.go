@@ -21,8 +21,8 @@ import (
 // Pauses before incusd is started again.
 const (
 	restartPauseMin = 200 * time.Millisecond
-	restartPauseMax = 30 * time.Second
-	restartCalm     = time.Minute // having run so long, it has no history
+	restartPauseMax = 10 * time.Second
+	restartCalm     = 20 * time.Second // having run so long, it has no history
 )
 
 // stopGrace is how long incusd may take to end before it is killed.

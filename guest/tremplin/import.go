@@ -122,8 +122,11 @@ func (s *Server) origin(path string) (*origin, error) {
 	return o, nil
 }
 
+// maxRatio is how much smaller gzip can make anything.
+const maxRatio = 1032
+
 // gzipSize is what the end of a gzip file says of its content, which holds
-// below 4 GiB only.
+// below 4 GiB only, and for files that are whole.
 func gzipSize(f *os.File, size int64) uint64 {
 	var head [2]byte
 	var tail [4]byte
@@ -133,7 +136,11 @@ func gzipSize(f *os.File, size int64) uint64 {
 	if _, err := f.ReadAt(tail[:], size-int64(len(tail))); err != nil {
 		return uint64(size)
 	}
-	return max(uint64(binary.LittleEndian.Uint32(tail[:])), uint64(size))
+	said := uint64(binary.LittleEndian.Uint32(tail[:]))
+	if said > uint64(size)*maxRatio {
+		return uint64(size)
+	}
+	return max(said, uint64(size))
 }
 
 type architectureError struct{ device, container string }
@@ -212,7 +219,7 @@ func (m *importing) upload(ctx context.Context) (image string, counts archive.Co
 			Metadata: checkArchitecture,
 			Progress: func(c archive.Counts) error { return m.look(ctx, c) },
 		})
-		if err != nil {
+		if err != nil && !errors.Is(err, io.ErrClosedPipe) {
 			// The upload's own error would only say that it broke off.
 			cancel(err)
 		}
@@ -220,11 +227,10 @@ func (m *importing) upload(ctx context.Context) (image string, counts archive.Co
 		cleaned <- err
 	}()
 	image, err = m.s.incus.Upload(ctx, pr, url.Values{passingKey: {"import"}}.Encode())
-	pr.CloseWithError(errors.New("Incus takes no more of the archive"))
-	if unclean := <-cleaned; unclean != nil && (err != nil || image == "") {
-		if cause := context.Cause(ctx); cause != nil {
-			return "", counts, cause
-		}
+	pr.Close()
+	<-cleaned
+	if cause := context.Cause(ctx); cause != nil && err != nil {
+		return "", counts, cause
 	}
 	if err != nil {
 		return "", counts, fmt.Errorf("Incus does not take the archive: %w", err)

@@ -23,7 +23,9 @@ func TestLifeOfAContainer(t *testing.T) {
 	if r, err := c.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerName: "penguin"}); err != nil || r.Status != pb.CreateContainerResponse_CREATING {
 		t.Fatal(r, err)
 	}
-	if p := await(h, "create ended", func(p *pb.ContainerCreationProgress) bool { return p.Status != pb.ContainerCreationProgress_DOWNLOADING }); p.Status != pb.ContainerCreationProgress_CREATED {
+	if p := await(h, "create ended", func(p *pb.ContainerCreationProgress) bool {
+		return p.Status != pb.ContainerCreationProgress_DOWNLOADING
+	}); p.Status != pb.ContainerCreationProgress_CREATED {
 		t.Fatal(p)
 	}
 	if r, err := c.SetUpUser(ctx, &pb.SetUpUserRequest{ContainerName: "penguin", ContainerUsername: "alice"}); err != nil || r.Status != pb.SetUpUserResponse_SUCCESS || r.Username != "alice" {

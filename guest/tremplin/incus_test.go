@@ -25,10 +25,11 @@ import (
 
 type host struct {
 	pb.UnimplementedTremplinListenerServer
-	t   *testing.T
-	mu  sync.Mutex
-	all []proto.Message
-	new chan struct{}
+	t     *testing.T
+	mu    sync.Mutex
+	all   []proto.Message
+	new   chan struct{}
+	moves string // where transfers are opened
 }
 
 func (h *host) take(m proto.Message) (*pb.EmptyMessage, error) {
@@ -72,6 +73,13 @@ func (h *host) UpdateListeningPorts(_ context.Context, m *pb.ListeningPortInfo) 
 	return h.take(m)
 }
 
+// forget drops what was told so far.
+func (h *host) forget() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = nil
+}
+
 // await returns the first notice, taken or to come, that has M's type and pleases.
 func await[M proto.Message](h *host, what string, pleases func(M) bool) M {
 	h.t.Helper()
@@ -99,7 +107,7 @@ func await[M proto.Message](h *host, what string, pleases func(M) bool) M {
 func start(t *testing.T, change func(*tremplin.Config)) (pb.TremplinClient, *host, func()) {
 	t.Helper()
 	dir := t.TempDir()
-	h := &host{t: t, new: make(chan struct{})}
+	h := &host{t: t, new: make(chan struct{}), moves: filepath.Join(dir, "moves")}
 	hl, err := net.Listen("unix", filepath.Join(dir, "host"))
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +119,7 @@ func start(t *testing.T, change func(*tremplin.Config)) (pb.TremplinClient, *hos
 	if err != nil {
 		t.Fatal(err)
 	}
-	moves, err := net.Listen("unix", filepath.Join(dir, "moves"))
+	moves, err := net.Listen("unix", h.moves)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
 	pb "github.com/auberge-vm/auberge/protos/tremplinpb"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,6 +19,9 @@ const powerOffSignal = unix.SIGPWR
 
 // restartWait is how long calls wait for an Incus that is started again.
 const restartWait = time.Minute
+
+// busyPause is the time between two attempts to remove what Incus is busy with.
+const busyPause = 500 * time.Millisecond
 
 // lxd is how far the start of Incus is.
 type lxd struct {
@@ -180,6 +184,10 @@ func (s *Server) resetDatabase(ctx context.Context, set settings) error {
 		s.log.Warn("containers run while the database is made anew", "err", err)
 	}
 	s.daemon.stop(unix.SIGTERM, stopGrace)
+	// A new Incus does not take a bridge that it did not make.
+	if err := removeBridge(); err != nil {
+		return err
+	}
 	back, err := s.daemon.setDatabaseAside()
 	if err != nil {
 		return fmt.Errorf("cannot set Incus' database aside: %w", err)
@@ -191,6 +199,9 @@ func (s *Server) resetDatabase(ctx context.Context, set settings) error {
 	}
 	s.log.Error("Incus' database cannot be made anew, going back to the old one", "err", err)
 	s.daemon.stop(unix.SIGTERM, stopGrace)
+	if err := removeBridge(); err != nil {
+		s.log.Warn("the bridge stays as it is", "err", err)
+	}
 	if undo := back(); undo != nil {
 		return errors.Join(err, fmt.Errorf("the old database cannot be put back: %w", undo))
 	}
@@ -198,6 +209,22 @@ func (s *Server) resetDatabase(ctx context.Context, set settings) error {
 		return errors.Join(err, again)
 	}
 	return s.configure(ctx, set, true)
+}
+
+// removeBridge removes the containers' bridge.
+func removeBridge() error {
+	link, err := netlink.LinkByName(bridgeName)
+	var none netlink.LinkNotFoundError
+	if errors.As(err, &none) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot remove the bridge %s: %w", bridgeName, err)
+	}
+	return nil
 }
 
 // recover makes a new database.
@@ -254,21 +281,40 @@ func (s *Server) removeLeftovers(ctx context.Context) {
 	s.removeImages(ctx)
 }
 
-// discard removes a container that nobody shall see.
+// discard removes a container that nobody shall see, once Incus has let go of
+// it: most operations cannot be cancelled there.
 func (s *Server) discard(ctx context.Context, name string) {
-	i, err := s.incus.Instance(ctx, name)
-	if incus.IsNotFound(err) {
-		return
+	again := time.NewTicker(busyPause)
+	defer again.Stop()
+	for {
+		err := s.remove(ctx, name)
+		switch {
+		case incus.IsNotFound(err):
+			return
+		case err == nil:
+			s.log.Info("removed a leftover", "container", name)
+			return
+		case !incus.IsBusy(err):
+			s.log.Error("a leftover stays until Incus' next start", "container", name, "err", err)
+			return
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			s.log.Error("a leftover stays until Incus' next start", "container", name, "err", err)
+			return
+		}
 	}
-	if err == nil && i.Status == incus.Running {
-		err = s.incus.Stop(ctx, name)
+}
+
+// remove stops and deletes a container.
+func (s *Server) remove(ctx context.Context, name string) error {
+	i, err := s.incus.Instance(ctx, name)
+	if err == nil && i.Status != "Stopped" {
+		err = s.stopNow(ctx, name)
 	}
 	if err == nil {
 		err = s.incus.Delete(ctx, name)
 	}
-	if err != nil && !incus.IsNotFound(err) {
-		s.log.Error("a leftover stays until Incus' next start", "container", name, "err", err)
-		return
-	}
-	s.log.Info("removed a leftover", "container", name)
+	return err
 }

@@ -120,14 +120,7 @@ func (s *Server) DeleteContainer(ctx context.Context, req *pb.DeleteContainerReq
 }
 
 func (s *Server) deleteNow(ctx context.Context, name string) error {
-	i, err := s.incus.Instance(ctx, name)
-	if err == nil && i.Status != "Stopped" {
-		err = s.stopNow(ctx, name)
-	}
-	if err == nil {
-		err = s.incus.Delete(ctx, name)
-	}
-	if err != nil && !incus.IsNotFound(err) {
+	if err := s.remove(ctx, name); err != nil && !incus.IsNotFound(err) {
 		return err
 	}
 	return removeIfThere(s.tokenPath(name))

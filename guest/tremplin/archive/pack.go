@@ -24,9 +24,14 @@ type Owners func(os.FileInfo) (uid, gid int)
 // Count tells how much Pack will read.
 func Count(dir string, look func() error) (Counts, error) {
 	var c Counts
+	seen := map[inode]bool{}
 	err := walk(dir, func(_, _ string, info fs.FileInfo) error {
 		c.Files++
-		if info.Mode().IsRegular() {
+		again := false
+		if key, ok := linked(info); ok {
+			again, seen[key] = seen[key], true
+		}
+		if info.Mode().IsRegular() && !again {
 			c.Bytes += uint64(info.Size())
 		}
 		return look()
@@ -86,6 +91,15 @@ func Pack(w io.Writer, dir string, owners Owners, progress func(Counts) error) (
 
 type inode struct{ dev, ino uint64 }
 
+// linked returns what identifies a file of several names.
+func linked(info fs.FileInfo) (inode, bool) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || st.Nlink < 2 || !info.Mode().IsRegular() {
+		return inode{}, false
+	}
+	return inode{uint64(st.Dev), st.Ino}, true
+}
+
 type packer struct {
 	out      *tar.Writer
 	owners   Owners
@@ -111,9 +125,7 @@ func (p *packer) add(path, name string, info fs.FileInfo) error {
 		h.Name += "/"
 	}
 	h.Uid, h.Gid = p.owners(info)
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if ok && st.Nlink > 1 && info.Mode().IsRegular() {
-		key := inode{uint64(st.Dev), st.Ino}
+	if key, ok := linked(info); ok {
 		if first := p.links[key]; first != "" {
 			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
 		} else {

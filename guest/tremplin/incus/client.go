@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -55,6 +56,12 @@ func IsConflict(err error) bool { return hasCode(err, http.StatusConflict) }
 func hasCode(err error, code int) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Code == code
+}
+
+// IsBusy tells whether an instance is in the hands of another operation.
+func IsBusy(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && strings.Contains(e.Text, "busy running")
 }
 
 // IsGone tells whether the server ended or is not there, rather than refused.

@@ -84,7 +84,8 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (Operati
 // operation is cancelled, if it can be.
 func (c *Client) Wait(ctx context.Context, op Operation) (Operation, error) {
 	for !op.ended() {
-		_, err := c.call(ctx, http.MethodGet, "/1.0/operations/"+escape(op.ID)+"/wait?timeout=30", nil, &op)
+		// With a timeout, Incus answers that with an error like any other.
+		_, err := c.call(ctx, http.MethodGet, "/1.0/operations/"+escape(op.ID)+"/wait", nil, &op)
 		if err != nil {
 			return op, c.lost(ctx, op, err)
 		}
@@ -123,7 +124,10 @@ func (c *Client) lost(ctx context.Context, op Operation, err error) error {
 	if IsNotFound(err) {
 		return errors.New("Incus was restarted in the middle of the operation")
 	}
-	return fmt.Errorf("Incus ended in the middle of the operation: %w", err)
+	if IsGone(err) {
+		return fmt.Errorf("Incus ended in the middle of the operation: %w", err)
+	}
+	return err
 }
 
 // cancel asks for an operation's end, and gives it some seconds, for its
