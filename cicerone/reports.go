@@ -56,6 +56,12 @@ func (l tremplinListener) TremplinReady(ctx context.Context, _ *tpb.TremplinStar
 	}
 	c.Close()
 	v.s.mu.Lock()
+	if !v.found.IsZero() && time.Since(v.found) < foundFor {
+		// It was found while it was about to say so.
+		v.found = time.Time{}
+		v.s.mu.Unlock()
+		return done, nil
+	}
 	if v.ready {
 		v.endOps(func(o *operation) bool { return !o.kind.ofAgent() }, "tremplin was started anew in the middle of it")
 	}
@@ -69,12 +75,16 @@ func (l tremplinListener) TremplinReady(ctx context.Context, _ *tpb.TremplinStar
 	return done, nil
 }
 
+// foundFor is how long after tremplin was found its own word is of the same
+// start.
+const foundFor = 30 * time.Second
+
 // foundTremplin is TremplinReady for one that was ready before this service
 // was there to hear it.
 func (v *vm) foundTremplin() {
 	v.s.mu.Lock()
 	if !v.ready {
-		v.ready = true
+		v.ready, v.found = true, time.Now()
 		v.emit(SignalTremplinStarted, &pb.TremplinStartedSignal{VmName: v.info.Name, OwnerId: v.info.Owner.Word})
 		v.notice()
 	}
