@@ -216,7 +216,13 @@ func TestAgentDies(t *testing.T) {
 	eventually(t, "many looks", func() bool { looks++; return looks > 100 })
 	w.quiet()
 	w.mu.Lock()
-	w.away = false
+	w.away, m.info.Suspended = false, true
+	w.mu.Unlock()
+	looks = 0
+	eventually(t, "many looks", func() bool { looks++; return looks > 100 })
+	w.quiet()
+	w.mu.Lock()
+	m.info.Suspended = false
 	w.mu.Unlock()
 	if g := next[*pb.InstallLinuxPackageProgressSignal](w, "InstallLinuxPackageProgress"); g.Status != pb.InstallLinuxPackageProgressSignal_FAILED || !strings.Contains(g.FailureDetails, "gone") {
 		t.Errorf("%v", g)
