@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -303,6 +304,8 @@ func (v *vm) start(req *tpb.StartContainerRequest) (*operation, error) {
 		return o, err
 	}
 	v.s.begin(func() {
+		replied := sync.OnceFunc(func() { close(o.replied) })
+		defer replied()
 		if err := v.startLxd(v.ctx, false); err != nil {
 			v.fail(o, err)
 			return
@@ -324,6 +327,7 @@ func (v *vm) start(req *tpb.StartContainerRequest) (*operation, error) {
 			return
 		}
 		v.noteOS(o.container, r.GetOsRelease())
+		replied()
 		switch r.GetStatus() {
 		case tpb.StartContainerResponse_STARTING, tpb.StartContainerResponse_REMAPPING:
 			v.accepted(o)

@@ -70,6 +70,7 @@ func (l containerListener) UpdateApplicationList(ctx context.Context, r *cpb.Upd
 		c.apps = list
 	}
 	v.s.mu.Unlock()
+	v.saveApps(c)
 	ctx, cancel := context.WithTimeout(ctx, desktopTimeout)
 	defer cancel()
 	return l.shown("list of applications", v.s.cfg.Desktop.UpdateApplicationList(ctx, v.info.Owner.UID, list))

@@ -80,6 +80,7 @@ func TestServiceIsStartedAnew(t *testing.T) {
 	gone.running(s, "penguin", 10000)
 	gone.create(s, "new")
 	m.install(s, "penguin")
+	must(t)(m.container.UpdateApplicationList(t.Context(), &cpb.UpdateApplicationListRequest{Token: token, Application: []*cpb.Application{{DesktopFileId: "gimp"}}}))
 	s.Close()
 	w.quiet()
 	stopOther()
@@ -100,6 +101,9 @@ func TestServiceIsStartedAnew(t *testing.T) {
 	}
 	if !w.isRunning(s, "termina", "penguin") {
 		t.Error("it is not known to run")
+	}
+	if apps, err := s.ListApplications(t.Context(), subject(), "termina", ""); err != nil || len(apps.Apps) != 1 {
+		t.Errorf("%v, %v", apps, err)
 	}
 	// The one whose agent does not answer is found out.
 	if g := next[*pb.ContainerShutdownSignal](w, "ContainerShutdown"); g.ContainerName != "other" || g.VmName != "termina" {
@@ -212,7 +216,13 @@ func TestAgentDies(t *testing.T) {
 	eventually(t, "many looks", func() bool { looks++; return looks > 100 })
 	w.quiet()
 	w.mu.Lock()
-	w.away = false
+	w.away, m.info.Suspended = false, true
+	w.mu.Unlock()
+	looks = 0
+	eventually(t, "many looks", func() bool { looks++; return looks > 100 })
+	w.quiet()
+	w.mu.Lock()
+	m.info.Suspended = false
 	w.mu.Unlock()
 	if g := next[*pb.InstallLinuxPackageProgressSignal](w, "InstallLinuxPackageProgress"); g.Status != pb.InstallLinuxPackageProgressSignal_FAILED || !strings.Contains(g.FailureDetails, "gone") {
 		t.Errorf("%v", g)

@@ -373,6 +373,10 @@ func (f *fakeTremplin) CancelExportContainer(_ context.Context, r *tpb.CancelExp
 	return &tpb.CancelExportContainerResponse{Status: tpb.CancelExportContainerResponse_CANCEL_QUEUED}, nil
 }
 
+func (f *fakeTremplin) GetDebugInfo(context.Context, *tpb.GetDebugInfoRequest) (*tpb.GetDebugInfoResponse, error) {
+	return &tpb.GetDebugInfoResponse{DebugInformation: "Incus: 6.0\x1b[2J\ncontainer spare: Stopped, x86_64\n"}, nil
+}
+
 // A fakeGarcon answers what all agents can.
 type fakeGarcon struct{ cpb.UnimplementedGarconServer }
 
@@ -390,6 +394,14 @@ func (fakeGarcon) GetIcon(_ context.Context, r *cpb.IconRequest) (*cpb.IconRespo
 		resp.DesktopIcons = append(resp.DesktopIcons, &cpb.DesktopIcon{DesktopFileId: id, Icon: []byte(id), Format: cpb.DesktopIcon_SVG})
 	}
 	return resp, nil
+}
+
+func (fakeGarcon) LaunchVshd(_ context.Context, r *cpb.LaunchVshdRequest) (*cpb.LaunchVshdResponse, error) {
+	return &cpb.LaunchVshdResponse{Success: r.Port == 5000, FailureReason: "no shell"}, nil
+}
+
+func (fakeGarcon) AddFileWatch(context.Context, *cpb.AddFileWatchRequest) (*cpb.AddFileWatchResponse, error) {
+	return &cpb.AddFileWatchResponse{Status: cpb.AddFileWatchResponse_SUCCEEDED}, nil
 }
 
 func (m *machine) garcon(port uint32) (stop func()) {

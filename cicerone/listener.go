@@ -267,12 +267,13 @@ func (l containerListener) FileWatchTriggered(_ context.Context, r *cpb.FileWatc
 	if err != nil {
 		return nil, err
 	}
+	// Watches outlive this service, which then does not know them.
+	if watchPath(r.GetPath()) != nil {
+		return nil, status.Error(codes.InvalidArgument, "nobody could watch this path")
+	}
 	v := l.v
 	v.s.mu.Lock()
 	defer v.s.mu.Unlock()
-	if !c.watches[r.GetPath()] {
-		return nil, status.Error(codes.FailedPrecondition, "nobody watches this path")
-	}
 	v.emit(SignalFileWatchTriggered, &pb.FileWatchTriggeredSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, Path: r.GetPath()})
 	return heard, nil
 }
@@ -301,6 +302,7 @@ func (l containerListener) InhibitScreensaver(_ context.Context, r *cpb.InhibitS
 		return nil, status.Errorf(codes.ResourceExhausted, "more than %d inhibitions", maxInhibits)
 	}
 	c.inhibits[r.GetCookie()] = true
+	v.s.beginLocked(v.save)
 	v.emit(SignalInhibitScreensaver, &pb.InhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
 		Cookie: uint32(r.GetCookie()), Client: wire.Text(r.GetClient(), 256), Reason: wire.Text(r.GetReason(), 256)})
 	return heard, nil
@@ -315,9 +317,10 @@ func (l containerListener) UninhibitScreensaver(_ context.Context, r *cpb.Uninhi
 	v.s.mu.Lock()
 	defer v.s.mu.Unlock()
 	if !c.inhibits[r.GetCookie()] {
-		return nil, status.Error(codes.FailedPrecondition, "there is no such inhibition")
+		return heard, nil
 	}
 	delete(c.inhibits, r.GetCookie())
+	v.s.beginLocked(v.save)
 	v.emit(SignalUninhibitScreensaver, &pb.UninhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, Cookie: uint32(r.GetCookie())})
 	return heard, nil
 }

@@ -62,6 +62,9 @@ type operation struct {
 	lost   bool
 	last   time.Time // the last report
 
+	// replied is closed when tremplin has answered to a start: what it reports
+	// may be here before its answer, and waits for that.
+	replied chan struct{}
 	// started is closed when it has begun or ended, done when it has ended.
 	started, done chan struct{}
 	// err is why it failed. exists and running say that there was nothing to
@@ -71,7 +74,7 @@ type operation struct {
 }
 
 func newOperation(kind opKind, container string) *operation {
-	return &operation{kind: kind, container: container, last: time.Now(), started: make(chan struct{}), done: make(chan struct{})}
+	return &operation{kind: kind, container: container, last: time.Now(), replied: make(chan struct{}), started: make(chan struct{}), done: make(chan struct{})}
 }
 
 func (o *operation) key() opKey { return opKey{o.kind, o.container} }

@@ -56,6 +56,12 @@ func (l tremplinListener) TremplinReady(ctx context.Context, _ *tpb.TremplinStar
 	}
 	c.Close()
 	v.s.mu.Lock()
+	if !v.found.IsZero() && time.Since(v.found) < foundFor {
+		// It was found while it was about to say so.
+		v.found = time.Time{}
+		v.s.mu.Unlock()
+		return done, nil
+	}
 	if v.ready {
 		v.endOps(func(o *operation) bool { return !o.kind.ofAgent() }, "tremplin was started anew in the middle of it")
 		// Who waits for the first one is not to be told that it failed.
@@ -70,12 +76,16 @@ func (l tremplinListener) TremplinReady(ctx context.Context, _ *tpb.TremplinStar
 	return done, nil
 }
 
+// foundFor is how long after tremplin was found its own word is of the same
+// start.
+const foundFor = 30 * time.Second
+
 // foundTremplin is TremplinReady for one that was ready before this service
 // was there to hear it.
 func (v *vm) foundTremplin() {
 	v.s.mu.Lock()
 	if !v.ready {
-		v.ready = true
+		v.ready, v.found = true, time.Now()
 		v.emit(SignalTremplinStarted, &pb.TremplinStartedSignal{VmName: v.info.Name, OwnerId: v.info.Owner.Word})
 		v.notice()
 	}
@@ -221,9 +231,22 @@ func (v *vm) reportDelete(name string, st tpb.ContainerDeletionProgress_Status, 
 	}
 }
 
-func (l tremplinListener) UpdateStartStatus(_ context.Context, r *tpb.ContainerStartProgress) (*tpb.EmptyMessage, error) {
+func (l tremplinListener) UpdateStartStatus(ctx context.Context, r *tpb.ContainerStartProgress) (*tpb.EmptyMessage, error) {
 	if err := l.allowed(); err != nil {
 		return nil, err
+	}
+	l.v.s.mu.Lock()
+	o := l.v.ops[opKey{opStart, r.GetContainerName()}]
+	l.v.s.mu.Unlock()
+	if o != nil {
+		// Not for long: a tremplin may report before it answers.
+		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+		defer cancel()
+		select {
+		case <-o.replied:
+		case <-o.done:
+		case <-ctx.Done():
+		}
 	}
 	l.v.reportStart(r.GetContainerName(), r.GetStatus(), wire.Words(r.GetFailureReason()))
 	return done, nil

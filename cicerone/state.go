@@ -13,6 +13,7 @@ import (
 	"slices"
 
 	"github.com/google/renameio/v2"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/guestlink/garcon"
 	"github.com/auberge-vm/auberge/policy"
@@ -49,6 +50,8 @@ type containerRecord struct {
 	Home    string        `json:"home,omitempty"`
 	Sftp    uint32        `json:"sftp,omitempty"`
 	OS      *pb.OsRelease `json:"os,omitempty"`
+	// Inhibits are the cookies of what keeps the screen on.
+	Inhibits []int32 `json:"inhibits,omitempty"`
 }
 
 type opRecord struct {
@@ -59,9 +62,58 @@ type opRecord struct {
 	Ends bool `json:"ends,omitempty"`
 }
 
-func (s *Service) recordPath(k key) string {
+func (s *Service) recordPath(k key) string { return s.statePath(k, "json") }
+
+func (s *Service) statePath(k key, ending string) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%d\x00%s\x00%s", k.uid, k.label, k.name))
-	return filepath.Join(s.cfg.StateDir, hex.EncodeToString(sum[:16])+".json")
+	return filepath.Join(s.cfg.StateDir, hex.EncodeToString(sum[:16])+"."+ending)
+}
+
+// An agent sends its applications when they change, and that may be long ago
+// when this service is started anew: the last list is kept beside the record.
+func (s *Service) appsPath(k key, container string) string {
+	return s.statePath(k, container+".apps")
+}
+
+func (v *vm) saveApps(c *container) {
+	defer v.saveTurn()()
+	v.s.mu.Lock()
+	list := c.apps
+	gone := v.gone || v.s.vms[v.key] != v
+	v.s.mu.Unlock()
+	if list == nil || gone {
+		return
+	}
+	data, err := proto.Marshal(list)
+	if err == nil {
+		err = renameio.WriteFile(v.s.appsPath(v.key, c.name), data, 0o600)
+	}
+	if err != nil {
+		v.log.Error("the applications of a container are not written down", "container", c.name, "err", err)
+	}
+}
+
+func (s *Service) readApps(k key, container string) *appspb.ApplicationList {
+	path := s.appsPath(k, container)
+	if fi, err := os.Stat(path); err != nil || fi.Size() > 2*maxAppBytes {
+		return nil
+	}
+	data, err := os.ReadFile(path)
+	list := &appspb.ApplicationList{}
+	if err != nil || proto.Unmarshal(data, list) != nil {
+		return nil // it comes again with the next change
+	}
+	return list
+}
+
+func (s *Service) removeApps(k key) {
+	paths, err := filepath.Glob(s.appsPath(k, "*"))
+	for _, p := range paths {
+		err = errors.Join(err, os.Remove(p))
+	}
+	if err != nil {
+		s.log.Warn("lists of applications are left over", "err", err)
+	}
 }
 
 // snapshot is the VM as it is now; mu is held.
@@ -74,7 +126,7 @@ func (v *vm) snapshot() record {
 	for _, n := range slices.Sorted(maps.Keys(v.containers)) {
 		c := v.containers[n]
 		r.Containers = append(r.Containers, containerRecord{Name: n, Token: c.token, Pending: c.pending, Running: c.running,
-			Port: c.port, Address: c.address, User: c.user, Home: c.home, Sftp: c.sftp, OS: c.os})
+			Port: c.port, Address: c.address, User: c.user, Home: c.home, Sftp: c.sftp, OS: c.os, Inhibits: slices.Sorted(maps.Keys(c.inhibits))})
 	}
 	for _, o := range v.ops {
 		r.Operations = append(r.Operations, opRecord{Kind: o.kind, Container: o.container, UUID: o.uuid, Ends: o.stream != nil || !o.accepted})
@@ -82,12 +134,23 @@ func (v *vm) snapshot() record {
 	return r
 }
 
+// saveTurn lets one at a time write what is of a VM; what it returns ends that.
+func (v *vm) saveTurn() func() {
+	turn := v.s.saveTurns[len(v.key.name)%len(v.s.saveTurns)]
+	turn <- struct{}{}
+	return func() { <-turn }
+}
+
+func (v *vm) isGone() bool {
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	return v.gone
+}
+
 // save writes the VM's record. A failure costs what the next run of the
 // service knows, and nothing now.
 func (v *vm) save() {
-	turn := v.s.saveTurns[len(v.key.name)%len(v.s.saveTurns)]
-	turn <- struct{}{}
-	defer func() { <-turn }()
+	defer v.saveTurn()()
 	v.s.mu.Lock()
 	r := v.snapshot()
 	// The name may have another VM by now, whose record it is.
@@ -95,6 +158,9 @@ func (v *vm) save() {
 	v.s.mu.Unlock()
 	if other {
 		return
+	}
+	if v.isGone() {
+		v.s.removeApps(v.key)
 	}
 	if err := v.s.write(v.key, r); err != nil {
 		v.log.Error("what must be known after a restart is not written down", "err", err)
@@ -185,7 +251,11 @@ func (v *vm) restore(r record) {
 		}
 		c.token, c.pending, c.running, c.port = k.Token, k.Pending, k.Running, k.Port
 		c.address, c.user, c.home, c.sftp, c.os = k.Address, k.User, k.Home, k.Sftp, k.OS
+		for _, cookie := range k.Inhibits {
+			c.inhibits[cookie] = true
+		}
 		if c.running {
+			c.apps = v.s.readApps(v.key, c.name)
 			c.garcon = garcon.NewClient(v.dialer(c.port))
 		}
 	}
@@ -193,6 +263,7 @@ func (v *vm) restore(r record) {
 		o := newOperation(k.Kind, k.Container)
 		o.uuid = k.UUID
 		o.lost, o.accepted = k.Ends, true
+		close(o.replied)
 		o.mark()
 		v.ops[o.key()] = o
 	}

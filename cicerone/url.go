@@ -15,6 +15,10 @@ import (
 var schemes = map[string]bool{"http": true, "https": true, "ftp": true, "mailto": true, "tel": true, "sms": true,
 	"xmpp": true, "irc": true, "ircs": true, "magnet": true, "webcal": true, "geo": true}
 
+// linked are those with a host. Browsers find one in what is no such URL for
+// others, and it may be their own.
+var linked = map[string]bool{"http": true, "https": true, "ftp": true, "irc": true, "ircs": true, "webcal": true}
+
 // hostURL is a container's URL in the host's terms. The container itself is
 // its address there: no port of a container is the host's.
 func hostURL(text, address string) (string, error) {
@@ -36,6 +40,10 @@ func hostURL(text, address string) (string, error) {
 		return "", errors.New("the host has no directory in common with the container, and cannot open its files")
 	case !schemes[u.Scheme]:
 		return "", errors.New("URLs of this scheme are not opened for containers")
+	case linked[u.Scheme] && (u.Host == "" || strings.Contains(text, "\\")):
+		return "", errors.New("the URL names no host, or not as a URL does")
+	case oddAddress(u.Hostname()):
+		return "", errors.New("the URL's host is a number that programs read differently")
 	case !isLocal(u.Hostname()):
 		return u.String(), nil
 	case address == "":
@@ -56,4 +64,15 @@ func isLocal(host string) bool {
 	}
 	a, err := netip.ParseAddr(host)
 	return err == nil && (a.Unmap().IsLoopback() || a.Unmap().IsUnspecified())
+}
+
+// oddAddress says whether a host is an address in a form that only some
+// programs know, such as 127.1.
+func oddAddress(host string) bool {
+	host = strings.TrimSuffix(host, ".")
+	if _, err := netip.ParseAddr(host); err == nil {
+		return false
+	}
+	last := strings.ToLower(host[strings.LastIndexByte(host, '.')+1:])
+	return last != "" && (strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x") && strings.Trim(last[2:], "0123456789abcdef") == "")
 }

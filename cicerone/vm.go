@@ -53,6 +53,8 @@ type vm struct {
 	gone     bool
 	// ready says that tremplin has been heard of.
 	ready bool
+	// found is when tremplin was found, and had not said that it is ready.
+	found time.Time
 	// lxdStarts and lxdFails count how starts of the container manager ended,
 	// lxdErr is why the last one failed.
 	lxdStarts, lxdFails int

@@ -1,0 +1,4 @@
+package cicerone
+
+// HostURL is a URL of a container in the terms of the host.
+var HostURL = hostURL
