@@ -85,7 +85,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (Operati
 func (c *Client) Wait(ctx context.Context, op Operation) (Operation, error) {
 	for !op.ended() {
 		// With a timeout, Incus answers that with an error like any other.
-		_, err := c.call(ctx, http.MethodGet, "/1.0/operations/"+escape(op.ID)+"/wait", nil, &op)
+		err := c.await(ctx, "/1.0/operations/"+escape(op.ID)+"/wait", &op)
 		if err != nil {
 			return op, c.lost(ctx, op, err)
 		}
@@ -137,5 +137,5 @@ func (c *Client) cancel(op Operation) {
 	defer stop()
 	c.call(ctx, http.MethodDelete, "/1.0/operations/"+escape(op.ID), nil, nil)
 	// What cannot be cancelled may as well end by itself.
-	c.call(ctx, http.MethodGet, "/1.0/operations/"+escape(op.ID)+"/wait?timeout=8", nil, nil)
+	c.await(ctx, "/1.0/operations/"+escape(op.ID)+"/wait?timeout=8", nil)
 }
