@@ -51,8 +51,18 @@ func (o Operation) failure() error {
 	return &Error{Code: o.Code, Text: o.Err}
 }
 
-// begin sends a request that begins an operation.
+// beginWait bounds the beginning of an operation.
+const beginWait = time.Minute
+
+// begin sends a request that begins an operation. When the context ends it
+// still waits for the answer: an operation whose name nobody knows could not
+// be cancelled.
 func (c *Client) begin(ctx context.Context, method, path string, body any) (Operation, error) {
+	if ctx.Err() != nil {
+		return Operation{}, context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), beginWait)
+	defer cancel()
 	a, err := c.call(ctx, method, path, body, nil)
 	if err != nil {
 		return Operation{}, err
