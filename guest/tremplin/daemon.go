@@ -128,6 +128,18 @@ func (k *keeping) set(p *process, err error) {
 	k.process, k.failure = p, err
 }
 
+// release leaves incusd running, and unwatched.
+func (d *daemon) release() {
+	d.mu.Lock()
+	k := d.keeping
+	d.keeping, d.closed = nil, true
+	d.mu.Unlock()
+	if k != nil {
+		k.end()
+		<-k.done
+	}
+}
+
 // close lets incusd start no more.
 func (d *daemon) close() {
 	d.mu.Lock()
