@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -88,15 +89,30 @@ func (s *Service) ListRunningContainers(_ context.Context, sub policy.Subject, _
 	return resp, nil
 }
 
+// listed is how tremplin names a container among what it tells of itself. The
+// contract has no call for a list; another tremplin has other words, and only
+// the containers are known then that this service has made or started.
+var listed = regexp.MustCompile(`(?m)^container ([a-z][a-z0-9-]{0,62}): `)
+
 // ListContainers returns the containers of a VM that runs, those that do not
-// run as well. It knows those that were made or started by this service.
+// run as well.
 func (s *Service) ListContainers(ctx context.Context, sub policy.Subject, vmName string) ([]map[string]any, error) {
 	v, err := s.find(sub, vmName)
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
 	names := map[string]bool{defaultContainer: v.info.Containers}
+	if v.info.Containers {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		r, err := v.tremplin.GetDebugInfo(ctx, &tpb.GetDebugInfoRequest{})
+		cancel()
+		if err == nil {
+			for _, m := range listed.FindAllStringSubmatch(r.GetDebugInformation(), maxContainers) {
+				names[m[1]] = true
+			}
+		}
+	}
+	s.mu.Lock()
 	maps.Copy(names, v.names)
 	for n := range v.containers {
 		names[n] = true

@@ -77,7 +77,10 @@ type Service struct {
 	closed bool
 	// stops counts the VMs that were said to have stopped: who takes up a VM
 	// meanwhile looks again.
-	stops   uint64
+	stops uint64
+	// before is what a run of the service before this one knew, as far as
+	// nobody has looked after it yet.
+	before  map[key]record
 	dialogs map[string]*dialog // by token
 
 	// takeTurn lets one at a time take up VMs.
@@ -121,6 +124,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	for i := range s.saveTurns {
 		s.saveTurns[i] = make(chan struct{}, 1)
 	}
+	s.before = s.records()
 	if err := s.Resync(ctx); err != nil {
 		s.log.Warn("running VMs are not known yet", "err", err)
 	}

@@ -3,7 +3,10 @@ package cicerone
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,27 +36,28 @@ func (s *Service) Resync(ctx context.Context) error {
 	for _, i := range list {
 		there[keyOf(i.Owner, i.Name)] = i
 	}
-	const why = "the VM stopped while vm_cicerone or vm_concierge was away"
 	s.mu.Lock()
 	var went []*vm
-	known := map[key]bool{}
 	for k, v := range s.vms {
-		known[k] = true
 		if i, ok := there[k]; !ok || !same(i, v.info) {
 			went = append(went, v)
 		}
 	}
 	s.mu.Unlock()
 	for _, v := range went {
-		s.drop(v, why)
+		s.drop(v, whileAway)
 	}
-	for k, r := range s.records() {
-		if i, ok := there[k]; known[k] || r.CID == 0 || ok && same(i, r.vm()) {
-			continue
+	s.mu.Lock()
+	ghosts := map[key]record{}
+	for k, r := range s.before {
+		if i, ok := there[k]; !ok || !same(i, r.vm()) {
+			ghosts[k] = r
+			delete(s.before, k)
 		}
-		ghost := s.newVM(r.vm())
-		ghost.restore(r)
-		s.drop(ghost, why)
+	}
+	s.mu.Unlock()
+	for _, k := range slices.SortedFunc(maps.Keys(ghosts), func(a, b key) int { return strings.Compare(a.name, b.name) }) {
+		s.lay(ghosts[k])
 	}
 	var all sync.WaitGroup
 	for _, i := range list {
@@ -65,6 +69,18 @@ func (s *Service) Resync(ctx context.Context) error {
 	}
 	all.Wait()
 	return nil
+}
+
+const whileAway = "the VM stopped while vm_cicerone or vm_concierge was away"
+
+// lay tells what has ended with a VM that was known before this service ran.
+func (s *Service) lay(r record) {
+	if r.CID == 0 {
+		return
+	}
+	ghost := s.newVM(r.vm())
+	ghost.restore(r)
+	s.drop(ghost, whileAway)
 }
 
 // NotifyVmStarted says: look at this VM. It comes when a VM starts, and again
@@ -170,6 +186,7 @@ func (s *Service) takeUp(ctx context.Context, cid uint32, probe bool) (*vm, erro
 		r, _ := readRecord(s.recordPath(k))
 		s.mu.Lock()
 		old := s.vms[k]
+		earlier, ok := s.before[k]
 		switch {
 		case s.closed:
 			s.mu.Unlock()
@@ -179,6 +196,12 @@ func (s *Service) takeUp(ctx context.Context, cid uint32, probe bool) (*vm, erro
 			// It may be this VM that has stopped meanwhile.
 			s.mu.Unlock()
 			ends.close()
+			continue
+		case ok && !same(earlier.vm(), info):
+			delete(s.before, k)
+			s.mu.Unlock()
+			ends.close()
+			s.lay(earlier)
 			continue
 		case old != nil && !same(old.info, info):
 			s.mu.Unlock()
@@ -197,6 +220,7 @@ func (s *Service) takeUp(ctx context.Context, cid uint32, probe bool) (*vm, erro
 			}
 			return old, nil
 		}
+		delete(s.before, k)
 		v := s.newVM(info)
 		v.restore(r)
 		if v.containerless() {

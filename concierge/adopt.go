@@ -213,7 +213,7 @@ func (s *Service) vmOf(dir string, r record) *vm {
 		disks: r.Disks, processes: r.Processes,
 		log:      s.log.With("vm", r.Name, "owner", r.Word, "id", id),
 		starting: ctx, abort: abort,
-		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
+		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1), containersUp: make(chan struct{}),
 		subnet: r.Subnet, tremplin: r.Tremplin, recorded: r.State,
 		cpus: r.CPUs, since: r.Since, token: r.Token, disk: r.Disk, sparse: r.Sparse, asleep: r.Asleep, image: r.Image,
 	}

@@ -23,6 +23,8 @@ type Containers interface {
 	// gone.
 	VMStopping(ctx context.Context, owner policy.Owner, name string) error
 	VMStopped(ctx context.Context, owner policy.Owner, name string) error
+	// Start starts the service when it is not there.
+	Start(ctx context.Context) error
 	// EnsureContainer returns when a container of a VM runs, which is made for
 	// that when it is missing. The service is started when it is not there.
 	EnsureContainer(ctx context.Context, cid uint32, container, user string) error
@@ -170,6 +172,7 @@ func (s *Service) TremplinReady(_ context.Context, cid uint32) error {
 	before := v.tremplin
 	if before == tremplinAwaited {
 		v.tremplin = tremplinReady
+		close(v.containersUp)
 	}
 	v.mu.Unlock()
 	switch before {

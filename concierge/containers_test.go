@@ -73,6 +73,8 @@ func (f *fakeContainers) VMStopped(ctx context.Context, o policy.Owner, name str
 	return f.hear(ctx, "stopped "+name)
 }
 
+func (*fakeContainers) Start(context.Context) error { return nil }
+
 func (f *fakeContainers) EnsureContainer(ctx context.Context, _ uint32, container, user string) error {
 	return f.ensure(ctx, container, user)
 }
@@ -350,12 +352,19 @@ func TestStartContainer(t *testing.T) {
 		ensure func(ctx context.Context, container, user string) error
 		then   func(t *testing.T, b *bed, s *Service)
 		status pb.ContainerStatus
+		user   string
 		err    string
 		want   []string
 	}{
 		"runs already": {status: runs, ensure: func(_ context.Context, container, user string) error {
 			if container != "penguin" || user != "ada" {
 				return fmt.Errorf("%s %s", container, user)
+			}
+			return nil
+		}},
+		"no user is named": {user: "-", status: runs, ensure: func(_ context.Context, _, user string) error {
+			if user != "user" { // uid 64101 has no account here
+				return errors.New(user)
 			}
 			return nil
 		}},
@@ -386,11 +395,18 @@ func TestStartContainer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b, f := withContainers(t)
 			s := b.serve()
-			if _, err := b.startTermina(s, "x"); err != nil {
+			info, err := b.startTermina(s, "x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.TremplinReady(t.Context(), uint32(info.VmInfo.Cid)); err != nil {
 				t.Fatal(err)
 			}
 			f.ensure = test.ensure
 			req := &pb.StartContainerRequest{VmName: "x", ContainerUsername: "ada"}
+			if test.user == "-" {
+				req.ContainerUsername = ""
+			}
 			resp, err := s.StartContainer(t.Context(), alice, req)
 			if test.err != "" {
 				if err == nil || !strings.Contains(err.Error(), test.err) {
@@ -412,6 +428,38 @@ func TestStartContainer(t *testing.T) {
 				t.Errorf("signals %q, want %q", got, test.want)
 			}
 		})
+	}
+}
+
+// Whoever asks for a container before there can be any waits for that.
+func TestStartContainerEarly(t *testing.T) {
+	b, f := withContainers(t)
+	s := b.serve()
+	info, err := b.startTermina(s, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready := false
+	f.ensure = func(context.Context, string, string) error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if !ready {
+			return errors.New("it is too early")
+		}
+		return nil
+	}
+	resp, err := s.StartContainer(t.Context(), alice, &pb.StartContainerRequest{VmName: "x"})
+	if err != nil || resp.Status != pb.ContainerStatus_CONTAINER_STATUS_STARTING {
+		t.Errorf("%v, %v", resp, err)
+	}
+	f.mu.Lock()
+	ready = true
+	f.mu.Unlock()
+	if err := s.TremplinReady(t.Context(), uint32(info.VmInfo.Cid)); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := containerSignals(t, b, s, "x"), []string{"ContainerStarted "}; !slices.Equal(got, want) {
+		t.Errorf("signals %q, want %q", got, want)
 	}
 }
 

@@ -60,6 +60,9 @@ func TestContainerSSHKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := s.TremplinReady(t.Context(), uint32(resp.VmInfo.Cid)); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []string{"", "other"} {
 		if _, err := s.StartContainer(t.Context(), alice, &pb.StartContainerRequest{VmName: "x", ContainerName: c}); err != nil {
 			t.Fatal(err)

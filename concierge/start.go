@@ -107,7 +107,7 @@ func (s *Service) enter(sub policy.Subject, req *pb.StartVmRequest, limit uint64
 		cid: s.takeCID(), net: net, typ: vmType(req), status: pb.VmStatus_VM_STATUS_STARTING,
 		log:   s.log.With("vm", req.Name, "owner", sub.Owner.Word, "id", id),
 		abort: abort, starting: ctx,
-		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
+		stopping: make(chan struct{}), started: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1), containersUp: make(chan struct{}),
 	}
 	s.vms[k] = v
 	s.running.Add(1) // for begin: once closed is set, nothing begins

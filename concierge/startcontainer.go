@@ -1,9 +1,13 @@
 package concierge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os/user"
+	"regexp"
+	"strconv"
 	"time"
 
 	"github.com/auberge-vm/auberge/policy"
@@ -48,8 +52,9 @@ func (s *Service) StartContainer(ctx context.Context, sub policy.Subject, req *p
 	if _, _, err := s.makeKeys(ctx, v, container); err != nil {
 		return nil, err
 	}
+	username := cmp.Or(req.ContainerUsername, userNameOf(v.key.uid))
 	begun := &pb.StartContainerResponse{Success: true, Status: pb.ContainerStatus_CONTAINER_STATUS_STARTING}
-	start, mine, err := s.beginContainer(v, container, req.ContainerUsername)
+	start, mine, err := s.beginContainer(v, container, username)
 	if err != nil {
 		return nil, err
 	}
@@ -70,6 +75,19 @@ func (s *Service) StartContainer(ctx context.Context, sub policy.Subject, req *p
 		return nil, start.err
 	}
 	return &pb.StartContainerResponse{Success: true, Status: pb.ContainerStatus_CONTAINER_STATUS_RUNNING}, nil
+}
+
+// plainUserName is a name that every Linux takes.
+var plainUserName = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,30}$`)
+
+// userNameOf is what a container's user is called unless somebody says so: as
+// its owner is on the host, whose name may be one of a directory service's.
+func userNameOf(uid uint32) string {
+	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+	if err != nil || uid == 0 || !plainUserName.MatchString(u.Username) {
+		return "user"
+	}
+	return u.Username
 }
 
 // A containerStart is one start of a container in progress.
@@ -98,7 +116,7 @@ func (c *containerStart) answer() bool {
 }
 
 // beginContainer begins to start a container, unless that is being done.
-func (s *Service) beginContainer(v *vm, container, user string) (start *containerStart, mine bool, err error) {
+func (s *Service) beginContainer(v *vm, container, username string) (start *containerStart, mine bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -116,11 +134,36 @@ func (s *Service) beginContainer(v *vm, container, user string) (start *containe
 	}
 	start = &containerStart{ended: make(chan struct{}), told: make(chan bool, 1)}
 	v.containerStarts[container] = start
-	s.running.Go(func() { s.ensureContainer(v, container, user, start) })
+	s.running.Go(func() { s.ensureContainer(v, container, username, start) })
 	return start, true, nil
 }
 
-func (s *Service) ensureContainer(v *vm, container, user string, start *containerStart) {
+// awaitTremplin waits until a VM's containers can be managed, which whoever
+// asks for one right after the VM's start does not have to.
+func (s *Service) awaitTremplin(ctx context.Context, v *vm) error {
+	v.mu.Lock()
+	ready := v.tremplin == tremplinReady
+	v.mu.Unlock()
+	if ready {
+		return nil
+	}
+	// It hears that they can.
+	if err := s.cfg.Containers.Start(ctx); err != nil {
+		return err
+	}
+	t := time.NewTimer(terminaTimeout)
+	defer t.Stop()
+	select {
+	case <-v.containersUp:
+		return nil
+	case <-t.C:
+		return fmt.Errorf("the VM's manager of containers has not reported within %v", terminaTimeout)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *Service) ensureContainer(v *vm, container, username string, start *containerStart) {
 	ctx, cancel := context.WithCancelCause(s.quit)
 	defer cancel(nil)
 	watched := make(chan struct{})
@@ -135,7 +178,10 @@ func (s *Service) ensureContainer(v *vm, container, user string, start *containe
 		cancel(errVMEnded)
 	}()
 	err := within(ctx, containerTimeout, func(ctx context.Context) error {
-		return s.cfg.Containers.EnsureContainer(ctx, v.cid, container, user)
+		if err := s.awaitTremplin(ctx, v); err != nil {
+			return err
+		}
+		return s.cfg.Containers.EnsureContainer(ctx, v.cid, container, username)
 	})
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {

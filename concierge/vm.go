@@ -93,6 +93,8 @@ type vm struct {
 	// subnet is the containers', tremplin their manager.
 	subnet   netip.Prefix
 	tremplin tremplinState
+	// containersUp is closed when that has reported to this service.
+	containersUp chan struct{}
 	// passages hand streams on to vm_cicerone with kernel vsock.
 	passages map[uint32]*vsock.Passage
 

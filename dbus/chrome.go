@@ -129,6 +129,20 @@ func (d *Desktop) call(ctx context.Context, owner uint32, name string, o *outgoi
 	return fmt.Errorf("call %s of user %d: %w", o.member, owner, err)
 }
 
+// desktopAppeared tells whoever wants to know that a connection has the name.
+func (s *session) desktopAppeared(owner string) {
+	f := s.server.opts.DesktopAppeared
+	if f == nil {
+		return
+	}
+	p := s.peers.meet(s.ctx, owner)
+	s.peers.start(func() {
+		if c, err := p.identity(s.ctx); err == nil {
+			f(p.ctx, c.UID)
+		}
+	})
+}
+
 // ask sends a call whose answer says nothing.
 func (s *session) ask(ctx context.Context, o *outgoing) error {
 	m, err := s.link.call(ctx, o)

@@ -124,6 +124,26 @@ func TestDesktop(t *testing.T) {
 	}
 }
 
+// That a desktop has come is told of the one that has the name.
+func TestDesktopAppears(t *testing.T) {
+	bus := dbustest.System(t)
+	appeared := make(chan uint32, 10)
+	serveCicerone(t, bus, newCiceroneHandler(), Options{DesktopAppeared: func(_ context.Context, uid uint32) { appeared <- uid }})
+	daemon := bus.ConnectAs(t, dbustest.Daemon)
+	for _, step := range []struct {
+		do   func()
+		want uint32
+	}{
+		{func() { desktopOf(t, daemon, &fakeDesktop{}) }, 1},
+		{func() { desktopOf(t, bus.ConnectAs(t, dbustest.Bin), &fakeDesktop{}); daemon.Close() }, 2},
+	} {
+		step.do()
+		if got := <-appeared; got != step.want {
+			t.Errorf("user %d, not %d", got, step.want)
+		}
+	}
+}
+
 // A desktop that answers nothing holds up its own user's calls only, and those
 // not for ever.
 func TestDesktopThatHangs(t *testing.T) {

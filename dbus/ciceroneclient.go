@@ -51,6 +51,15 @@ func (c *CiceroneClient) notify(ctx context.Context, member string, req proto.Me
 	return nil
 }
 
+// Start has the bus start vm_cicerone when it is not there.
+func (c *CiceroneClient) Start(ctx context.Context) error {
+	conn, err := c.connect(ctx)
+	if err == nil && conn.to() == "" {
+		_, err = conn.start(ctx)
+	}
+	return err
+}
+
 // EnsureContainer returns when a container of a VM runs. It starts vm_cicerone
 // when that is not there.
 func (c *CiceroneClient) EnsureContainer(ctx context.Context, cid uint32, container, user string) error {

@@ -32,6 +32,10 @@ type Options struct {
 	// asked.
 	UserExists policy.UserLookup
 	Limits     Limits
+	// DesktopAppeared, which may be nil, is called when a user's program has
+	// taken the name that a [Desktop] is about. Of those that wait for it
+	// nothing is announced. It may take its time.
+	DesktopAppeared func(ctx context.Context, uid uint32)
 	// Observer may be nil.
 	Observer Observer
 }

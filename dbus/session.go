@@ -167,6 +167,8 @@ func (s *session) busSignal(m *message) {
 		case r.end() == nil && name == polkitName && s.polkit != nil:
 			s.polkit.moved(before, owner)
 			s.polkit.changed()
+		case r.end() == nil && name == VMApplicationsName && owner != "":
+			s.desktopAppeared(owner)
 		case r.end() != nil || !strings.HasPrefix(name, ":"):
 		case owner == "":
 			s.peers.forget(name)

@@ -347,7 +347,7 @@ func (f *follower) running(ctx context.Context, owner, name string) (bool, error
 func (f *follower) exists(ctx context.Context, owner, name string) (bool, error) {
 	all, err := listContainers(ctx, f.s, f.vm, owner)
 	for _, c := range all {
-		if field(c, "name") == name {
+		if field(c, "name") == name && field(c, "status") != "unknown" {
 			return true, nil
 		}
 	}

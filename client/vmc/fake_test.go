@@ -33,6 +33,7 @@ type fake struct {
 
 	syncTimes func() *pb.SyncVmTimesResponse
 	listVms   func() *pb.ListVmsResponse
+	info      func() *pb.GetVmInfoResponse
 	state     dbus.State
 	usages    []map[string]any
 	images    atomic.Pointer[[]map[string]any]
@@ -62,6 +63,10 @@ func (f *fake) ListVms(context.Context, policy.Subject, *pb.ListVmsRequest) (*pb
 	return f.listVms(), nil
 }
 
+func (f *fake) GetVmInfo(context.Context, policy.Subject, *pb.GetVmInfoRequest) (*pb.GetVmInfoResponse, error) {
+	return f.info(), nil
+}
+
 func (f *fake) GetState(context.Context, policy.Subject) (dbus.State, error) { return f.state, nil }
 
 func (f *fake) ListOperations(context.Context, policy.Subject) ([]map[string]any, error) {
@@ -71,11 +76,18 @@ func (f *fake) ListOperations(context.Context, policy.Subject) ([]map[string]any
 // serve puts the fake on a bus until stop is called or the test ends.
 func (f *fake) serve(t *testing.T, bus *dbustest.Bus, o dbus.Options) (s *dbus.Server, stop func()) {
 	t.Helper()
+	return serve(t, bus, dbus.ConciergeService(f), dbus.Concierge1Interface(f), o, func(*dbus.Server) {})
+}
+
+// serve puts a service on a bus until stop is called or the test ends.
+func serve(t *testing.T, bus *dbustest.Bus, table dbus.Service, own dbus.OwnInterface, o dbus.Options, made func(*dbus.Server)) (s *dbus.Server, stop func()) {
+	t.Helper()
 	o.Bus = bus.Address
-	s, err := dbus.New([]dbus.Service{dbus.ConciergeService(f)}, []dbus.OwnInterface{dbus.Concierge1Interface(f)}, o)
+	s, err := dbus.New([]dbus.Service{table}, []dbus.OwnInterface{own}, o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	made(s) // before anybody can call it
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- s.Run(ctx, func() { close(ready) }) }()

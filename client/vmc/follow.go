@@ -12,14 +12,16 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-const (
-	// lookEvery is how often the service is asked how long work stands, should
-	// a signal have been lost.
+// cancelTime bounds what is done after an interruption.
+const cancelTime = 30 * time.Second
+
+// Tests have less time.
+var (
+	// lookEvery is how often the service is asked how far work is, should a
+	// signal have been lost.
 	lookEvery = 5 * time.Second
 	// returnTime is how long a service that left the bus may stay away.
 	returnTime = 30 * time.Second
-	// cancelTime bounds what is done after an interruption.
-	cancelTime = 30 * time.Second
 )
 
 // A follower hears what vm_cicerone says of one VM of one owner, from the

@@ -223,7 +223,12 @@ type packageWork struct {
 	f               *follower
 	container, what string
 	silent          time.Time // since when; zero while nothing was lost
+	down            int       // how often in turn the container was found not to run
 }
+
+// downOften is how often a container has to be found not to run: vm_cicerone
+// may have been restarted, and the agent be on its way to it.
+const downOften = 3
 
 func (p *packageWork) heard() { p.silent = time.Time{} }
 
@@ -238,12 +243,17 @@ func (p *packageWork) work(hear func(proto.Message) (bool, error)) work {
 		},
 		look: func(ctx context.Context, again bool) (bool, error) {
 			up, err := p.f.running(ctx, p.a.owner, p.container)
-			switch {
-			case err != nil:
+			if err != nil {
 				return false, err
-			case again && p.silent.IsZero():
-				p.silent = time.Now() // the agent may not be known again yet
-			case p.silent.IsZero() && !up:
+			}
+			if again && p.silent.IsZero() {
+				p.silent = time.Now()
+			}
+			if p.down++; up {
+				p.down = 0
+			}
+			switch {
+			case p.down >= downOften:
 				return false, errors.New("the container has stopped in the middle")
 			case !p.silent.IsZero() && time.Since(p.silent) > silentTime:
 				return false, fmt.Errorf("vm_cicerone was restarted in the middle, and nothing was heard of it for %v since; how it ended is not known", silentTime)

@@ -88,7 +88,9 @@ func (a *app) exportTo(ctx context.Context, f *follower, name string, out *os.Fi
 	r := a.report(name)
 	defer r.end()
 	r.say("beginning", -1)
-	err := f.s.plain(ctx, "ExportContainer", []any{f.vm, a.owner, name, godbus.UnixFD(out.Fd())})
+	// An interruption comes after the beginning, which takes no time: only
+	// what has begun can be cancelled.
+	err := f.s.plain(context.WithoutCancel(ctx), "ExportContainer", []any{f.vm, a.owner, name, godbus.UnixFD(out.Fd())})
 	if err != nil {
 		return a.unknownContainer(ctx, f, name, err)
 	}
@@ -158,7 +160,7 @@ func (a *app) importFrom(ctx context.Context, f *follower, name string, in *os.F
 	r := a.report(name)
 	defer r.end()
 	r.say("beginning", -1)
-	if err := f.s.plain(ctx, "ImportContainer", []any{f.vm, a.owner, name, godbus.UnixFD(in.Fd())}); err != nil {
+	if err := f.s.plain(context.WithoutCancel(ctx), "ImportContainer", []any{f.vm, a.owner, name, godbus.UnixFD(in.Fd())}); err != nil {
 		return err
 	}
 	err := f.await(ctx, a.transfer(f, name, what, "CancelImportLxdContainer", func(m proto.Message) (bool, error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,10 +87,11 @@ func (c *target) dial(ctx context.Context) (net.Conn, error) {
 	var port uint32
 	call := bus.Call(ctx, c.conn, conciergeName, conciergePath, concierge1, "ListenVsock", c.vm, c.owner, uint32(0))
 	if err := call.Store(&fd, &port); err != nil {
-		if e := (dbus.Error{}); errors.As(err, &e) && e.Name == "org.freedesktop.DBus.Error.NotSupported" {
-			return nil, fmt.Errorf("%w; shells in containers need vsock = user in the service's configuration (\"vmc doctor\" tells what it uses)", explain(ctx, err))
+		err = explain(ctx, err)
+		if strings.Contains(err.Error(), "kernel vsock") { // no name on the bus tells it
+			err = fmt.Errorf("%w: shells in containers need vsock = user in the configuration of vm_concierge", err)
 		}
-		return nil, explain(ctx, err)
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), "vsh-listener")
 	l, err := net.FileListener(f)

@@ -122,15 +122,19 @@ func field[T any](d map[string]any, key string, to *T, needed bool) error {
 
 // own serves our own interface by the same service.
 type own struct {
-	handlers
+	*cicerone.Service
 	// more is what everybody may know of how the service is set up.
 	more map[string]any
 }
 
 var _ dbus.Cicerone1 = own{}
 
-func (o own) GetServiceInfo(context.Context, policy.Subject) (map[string]any, error) {
-	return maps.Clone(o.more), nil
+func (o own) GetServiceInfo(ctx context.Context, s policy.Subject) (map[string]any, error) {
+	d, err := o.Service.GetServiceInfo(ctx, s)
+	if err == nil {
+		maps.Copy(d, o.more)
+	}
+	return d, err
 }
 
 // A desktop is the users' on the bus, as soon as that is reached.

@@ -63,13 +63,10 @@ func run(ctx context.Context, o *options) error {
 	}
 	defer events.close()
 	defer service.Close()
-	h, ok := any(service).(handlers)
-	if !ok {
-		return errors.New("the service does not handle all methods")
-	}
+	bus.DesktopAppeared = service.DesktopAppeared
 	server, err := dbus.New(
-		[]dbus.Service{dbus.CiceroneService(h)},
-		[]dbus.OwnInterface{dbus.Cicerone1Interface(own{h, o.facts(bus)})},
+		[]dbus.Service{dbus.CiceroneService(service)},
+		[]dbus.OwnInterface{dbus.Cicerone1Interface(own{service, o.facts(bus)})},
 		bus)
 	if err != nil {
 		return err

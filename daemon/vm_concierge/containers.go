@@ -54,6 +54,9 @@ func (c containers) VMStopped(ctx context.Context, owner policy.Owner, name stri
 	return c.client.NotifyVmStopped(ctx, &ciceronepb.NotifyVmStoppedRequest{VmName: name, OwnerId: owner.DaemonWord()})
 }
 
+// Start implements concierge.Containers.
+func (c containers) Start(ctx context.Context) error { return c.client.Start(ctx) }
+
 // EnsureContainer implements concierge.Containers.
 func (c containers) EnsureContainer(ctx context.Context, cid uint32, container, user string) error {
 	return c.client.EnsureContainer(ctx, cid, container, user)

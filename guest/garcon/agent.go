@@ -47,6 +47,9 @@ type Parts struct {
 	DesktopFile func(id string) (string, error)
 	// Describe gives lines for GetDebugInformation.
 	Describe func() string
+	// Ready is called when the host has taken ContainerReady, each time: what
+	// it knew before, it may have forgotten. It returns at once.
+	Ready func()
 	// Run goes on until ctx is done.
 	Run func(ctx context.Context)
 }
@@ -133,7 +136,7 @@ func (a *agent) run(ctx context.Context) error {
 	calls.Go(func() { served <- face.Serve(l) })
 	work.Go(func() { s.files.Run(working) })
 	work.Go(func() { watch.NewDisk(a.User.Home, n.lowSpace, a.Log).Run(working) })
-	work.Go(func() { a.announce(working, port, s.sftpPort) })
+	work.Go(func() { a.announce(working, port, s.sftpPort, s.parts.Ready) })
 	if s.parts.Run != nil {
 		work.Go(func() { s.parts.Run(working) })
 	}
@@ -208,9 +211,12 @@ func (a *agent) startSFTP(ctx context.Context, work *sync.WaitGroup, s *server, 
 
 // announce tells the host where we are until the host has taken it, and again
 // whenever the host's service has gone and may have forgotten us.
-func (a *agent) announce(ctx context.Context, port, sftpPort uint32) {
+func (a *agent) announce(ctx context.Context, port, sftpPort uint32, ready func()) {
 	for ctx.Err() == nil {
 		a.tellReady(ctx, port, sftpPort)
+		if ready != nil && ctx.Err() == nil {
+			ready()
+		}
 		a.host.WaitLost(ctx)
 		rest(ctx, readyPauseMin)
 	}

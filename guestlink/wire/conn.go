@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
@@ -111,6 +112,21 @@ func (c *Conn) hangUp(begun int) {
 	}
 }
 
+// renew has the next call dial anew: gRPC itself would fail calls for a second
+// and longer after it has not reached an agent, which may be there by then.
+func (c *Conn) renew(failed *grpc.ClientConn) {
+	c.mu.Lock()
+	if c.open != failed {
+		failed = nil
+	} else {
+		c.open = nil
+	}
+	c.mu.Unlock()
+	if failed != nil {
+		failed.Close()
+	}
+}
+
 // Close ends calls in progress, and there will be no others.
 func (c *Conn) Close() {
 	c.mu.Lock()
@@ -132,12 +148,15 @@ func (c *Conn) Invoke(ctx context.Context, method string, args, reply any, opts 
 		return err
 	}
 	defer c.giveBack()
-	if c.Observe == nil {
-		return open.Invoke(ctx, method, args, reply, opts...)
-	}
 	began := time.Now()
 	err = open.Invoke(ctx, method, args, reply, opts...)
 	code := status.Code(err)
+	if code == codes.Unavailable && open.GetState() == connectivity.TransientFailure {
+		c.renew(open)
+	}
+	if c.Observe == nil {
+		return err
+	}
 	if code > codes.Unauthenticated {
 		code = codes.Unknown // a guest can make up as many as it likes
 	}

@@ -51,7 +51,7 @@ func TestDependenciesPointOneWay(t *testing.T) {
 			own, isOwn := strings.CutPrefix(dep, module)
 			switch {
 			case dep == godbus || strings.HasPrefix(dep, godbus+"/"):
-				if !beneath(pkg, "dbus", "client", "daemon", "test", "guest/garcon") {
+				if !beneath(pkg, "dbus", "client", "daemon", "test", "guest/garcon", "guest/cmd/garcon") {
 					t.Errorf("%s knows the bus", pkg)
 				}
 			case !isOwn:
@@ -68,9 +68,11 @@ func TestDependenciesPointOneWay(t *testing.T) {
 				t.Errorf("%s runs with privileges and knows %s", pkg, own)
 			case beneath(own, "helper") && !beneath(pkg, "helper", "daemon", "test"):
 				t.Errorf("%s knows %s, which daemons put in", pkg, own)
-			case beneath(pkg, "concierge", "guestlink") && beneath(own, "dbus", "daemon", "client"):
+			case beneath(pkg, "concierge", "cicerone", "guestlink") && beneath(own, "dbus", "daemon", "client"):
 				t.Errorf("%s is a domain package and knows %s", pkg, own)
-			case beneath(pkg, "dbus") && beneath(own, "concierge", "vmm", "guestlink", "daemon", "client"):
+			case beneath(pkg, "cicerone") && beneath(own, "concierge", "vmm"), beneath(pkg, "concierge") && beneath(own, "cicerone"):
+				t.Errorf("%s knows %s, which is the other daemon's", pkg, own)
+			case beneath(pkg, "dbus") && beneath(own, "concierge", "cicerone", "vmm", "guestlink", "daemon", "client"):
 				t.Errorf("%s is the bus and knows %s", pkg, own)
 			case beneath(own, "daemon") && !beneath(pkg, "daemon"), beneath(own, "test") && !beneath(pkg, "test"):
 				t.Errorf("%s knows %s, which nobody may", pkg, own)

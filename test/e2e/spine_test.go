@@ -51,7 +51,7 @@ func TestSpine(t *testing.T) {
 		Disks: []*pb.DiskImage{{Path: disk.DiskPath, Writable: true}}}
 	var resp pb.StartVmResponse
 	alice.must("StartVm", request, &resp)
-	if !resp.Success || resp.Status != pb.VmStatus_VM_STATUS_RUNNING || resp.MountResult != pb.StartVmResponse_SUCCESS ||
+	if !resp.Success || resp.Status != terminaStatus(t) || resp.MountResult != pb.StartVmResponse_SUCCESS ||
 		!resp.FreeBytesHasValue || resp.FreeBytes <= 0 || resp.FreeBytes > 1<<30 {
 		t.Fatalf("StartVm: %v", &resp)
 	}

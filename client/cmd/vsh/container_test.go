@@ -42,7 +42,7 @@ type house struct {
 // ListenVsock is the concierge's.
 func (h *house) ListenVsock(vm, owner string, port uint32) (dbus.UnixFD, uint32, *dbus.Error) {
 	if vm == "kernel" {
-		return -1, 0, dbus.NewError("org.freedesktop.DBus.Error.NotSupported", []any{"this host's vsock is the kernel's"})
+		return -1, 0, dbus.NewError("io.github.auberge_vm.Error.Failed", []any{"unsupported operation with kernel vsock, where all VMs share the host's ports"})
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -162,7 +162,7 @@ func TestCommandsInAContainer(t *testing.T) {
 		"a login shell":   {args: []string{"-T", "vm", "penguin"}, input: "echo $0; exit 4\n", out: "sh\n", code: 4, registered: true},
 		"a stopped one":   {args: []string{"vm", "stopped"}, errs: `vsh: cannot connect to container "stopped" of VM "vm": container "stopped" does not run`, code: 123},
 		"a broken agent":  {args: []string{"vm", "broken"}, errs: "garcon: no such file", code: 123},
-		"kernel vsock":    {args: []string{"kernel", "penguin"}, errs: "vsock = user in the service's configuration", code: 123},
+		"kernel vsock":    {args: []string{"kernel", "penguin"}, errs: "shells in containers need vsock = user", code: 123},
 		"no such user":    {args: []string{"--user", "no-such-user", "vm", "penguin", "--", "true"}, errs: `no user "no-such-user" in this container`, code: 123},
 		"no such command": {args: []string{"vm", "penguin", "--", "no-such-command"}, errs: "no-such-command: command not found", code: 127},
 	} {

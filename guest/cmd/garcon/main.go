@@ -11,12 +11,15 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/auberge-vm/auberge/guest/garcon/hostcalls"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := command().ExecuteContext(ctx); err != nil {
+	o := options{clientOptions: clientOptions{tokenPath: hostcalls.TokenPath, dial: hostcalls.DialHost, patience: clientPatience}}
+	if err := command(&o).ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "garcon:", err)
 		os.Exit(1)
 	}
@@ -29,8 +32,7 @@ type options struct {
 	clientOptions
 }
 
-func command() *cobra.Command {
-	var o options
+func command(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "garcon --server | --client ...",
 		Short:         "The agent in a container",
@@ -43,7 +45,7 @@ func command() *cobra.Command {
 				}
 				return o.serve(cmd.Context())
 			}
-			return o.ask(cmd.Context(), args)
+			return o.ask(cmd.Context(), args, cmd.OutOrStdout())
 		},
 	}
 	cmd.CompletionOptions.DisableDefaultCmd = true

@@ -1,8 +1,53 @@
 package main
 
-import "github.com/auberge-vm/auberge/guest/garcon"
+import (
+	"context"
+	"os"
+	"sync"
+
+	"github.com/auberge-vm/auberge/guest/garcon"
+	"github.com/auberge-vm/auberge/guest/garcon/apps"
+	"github.com/auberge-vm/auberge/guest/garcon/bus"
+)
 
 // parts makes what knows applications.
-func (o *serverOptions) parts(garcon.Tools) (garcon.Parts, error) {
-	return garcon.Parts{}, nil
+func (o *serverOptions) parts(t garcon.Tools) (garcon.Parts, error) {
+	m := apps.New(apps.Config{
+		Log: t.Log, Host: t.Host, Owner: t.Packages.OwnerOf, Environ: t.Environ, NoStartupNotify: o.noStartup,
+		Paths: apps.PathsFrom(t.User.Home, os.Getenv),
+	})
+	b := bus.New(bus.Config{Log: t.Log, Host: t.Host, Address: bus.SessionAddress(os.Getenv), Types: m.Types})
+	// Lists are refused before the host knows the container.
+	known := make(chan struct{})
+	var first sync.Once
+	return garcon.Parts{
+		Applications: m,
+		Icons:        m,
+		DesktopFile:  m.DesktopFile,
+		Describe:     m.Describe,
+		Ready: func() {
+			again := true
+			first.Do(func() { close(known); again = false })
+			if again {
+				m.Refresh()
+			}
+		},
+		Run: func(ctx context.Context) {
+			var parts sync.WaitGroup
+			defer parts.Wait()
+			parts.Go(func() {
+				if err := b.Run(ctx); err != nil {
+					t.Log.Error("nothing is done for programs on the session's bus", "err", err)
+				}
+			})
+			select {
+			case <-known:
+			case <-ctx.Done():
+				return
+			}
+			if err := m.Run(ctx); err != nil {
+				t.Log.Error("the host is not told of applications any more", "err", err)
+			}
+		},
+	}, nil
 }

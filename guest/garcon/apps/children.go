@@ -96,3 +96,9 @@ func (c *children) reap() {
 		}
 	}
 }
+
+func (c *children) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.pids)
+}

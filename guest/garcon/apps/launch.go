@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/auberge-vm/auberge/guest/garcon/desktop"
+	"github.com/auberge-vm/auberge/guest/garcon/session"
 	pb "github.com/auberge-vm/auberge/protos/containerpb"
 )
 
@@ -56,7 +57,7 @@ func (m *Manager) launch(ctx context.Context, req *pb.LaunchApplicationRequest) 
 }
 
 func (m *Manager) start(id string, e *desktop.Entry, req *pb.LaunchApplicationRequest, line []string) error {
-	env := environment(m.environ, m.variables(id, e, req))
+	env := environment(m.environ, req.GetContainerFeatures(), m.variables(id, e, req))
 	program, err := desktop.LookPath(line[0], lookup(env, "PATH"))
 	if err != nil {
 		return fmt.Errorf("%s: cannot run %q: %w", e.Path, line[0], errors.Unwrap(err))
@@ -87,32 +88,16 @@ func (m *Manager) variables(id string, e *desktop.Entry, req *pb.LaunchApplicati
 			}
 		}
 	}
-	for _, feature := range req.GetContainerFeatures() {
-		switch feature {
-		case pb.ContainerFeature_ENABLE_GTK3_IME_SUPPORT:
-			set["GTK_IM_MODULE"] = "cros"
-		case pb.ContainerFeature_ENABLE_QT_IME_SUPPORT:
-			set["QT_IM_MODULE"] = "cros"
-		case pb.ContainerFeature_ENABLE_VIRTUAL_KEYBOARD_SUPPORT:
-			set["CROS_IM_VIRTUAL_KEYBOARD"] = "1"
-		}
-	}
 	return set
 }
 
-// own are variables between systemd and the agent itself.
-var own = []string{
-	"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES",
-	"INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MANAGERPID", "MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE",
-	"DESKTOP_STARTUP_ID", "CREDENTIALS_DIRECTORY", "RUNTIME_DIRECTORY",
-}
-
-// environment is the agent's, without what is its own, and with what is set.
-func environment(environ []string, set map[string]string) []string {
+// environment is the agent's, as programs inherit it, with what the features
+// ask for and with what is set.
+func environment(environ []string, features []pb.ContainerFeature, set map[string]string) []string {
 	var env []string
-	for _, kv := range environ {
-		name, _, ok := strings.Cut(kv, "=")
-		if _, changed := set[name]; ok && !changed && !slices.Contains(own, name) {
+	for _, kv := range session.Environ(environ, features) {
+		name, _, _ := strings.Cut(kv, "=")
+		if _, changed := set[name]; !changed && name != "DESKTOP_STARTUP_ID" {
 			env = append(env, kv)
 		}
 	}

@@ -58,6 +58,9 @@ type Manager struct {
 	owners   *owners
 	refresh  chan struct{}
 	lists    lists
+
+	toldMu sync.Mutex
+	told   struct{ apps, mime int } // how many, for Describe
 }
 
 // New returns a Manager that does nothing by itself until Run.

@@ -63,6 +63,9 @@ func (m *Manager) updateMime(ctx context.Context) error {
 		return err
 	}
 	m.lists.mime = types
+	m.toldMu.Lock()
+	m.told.mime = len(types)
+	m.toldMu.Unlock()
 	m.log.Info("the host knows the MIME types", "extensions", len(types))
 	return nil
 }
@@ -97,6 +100,9 @@ func (m *Manager) updateApps(ctx context.Context, t *tree) (asked bool, err erro
 		return asked, err
 	}
 	m.lists.told, m.lists.apps = true, sum
+	m.toldMu.Lock()
+	m.told.apps = len(list)
+	m.toldMu.Unlock()
 	m.log.Info("the host knows the applications", "count", len(list))
 	return asked, nil
 }

@@ -49,7 +49,7 @@ type Host interface {
 type Config struct {
 	Log  *slog.Logger
 	Host Host
-	// Address of the bus; empty is the session's.
+	// Address of the bus.
 	Address string
 	// Types are the MIME types of extensions, for filters of files.
 	Types func() map[string]string
@@ -89,14 +89,18 @@ func (s *Service) Run(ctx context.Context) error {
 	for {
 		begun := time.Now()
 		err := s.serve(ctx)
+		level := slog.LevelDebug // it is known already
+		if pause == retryMin {
+			level = slog.LevelWarn
+		}
 		if ctx.Err() != nil {
 			s.saver.drain(farewell)
 			return nil
 		}
 		if time.Since(begun) > retryMax {
-			pause = retryMin
+			pause, level = retryMin, slog.LevelWarn
 		}
-		s.log.Warn("no session bus: programs cannot keep the screen on or choose files of the host", "err", err, "again", pause)
+		s.log.Log(ctx, level, "no session bus: programs cannot keep the screen on or choose files of the host", "err", err, "again", pause)
 		t := time.NewTimer(pause)
 		select {
 		case <-t.C:
@@ -155,10 +159,13 @@ func (s *Service) serve(ctx context.Context) error {
 }
 
 func (s *Service) connect(ctx context.Context) (*dbus.Conn, error) {
-	if s.address != "" {
-		return dbus.Connect(s.address, dbus.WithContext(ctx))
-	}
-	return dbus.ConnectSessionBus(dbus.WithContext(ctx))
+	return dbus.Connect(s.address, dbus.WithContext(ctx))
+}
+
+// SessionAddress is where the session's bus is. Nothing starts one: without a
+// session there are no programs that would use it.
+func SessionAddress(getenv func(string) string) string {
+	return cmp.Or(getenv("DBUS_SESSION_BUS_ADDRESS"), "unix:path="+getenv("XDG_RUNTIME_DIR")+"/bus")
 }
 
 func (s *Service) export(ctx context.Context, conn *dbus.Conn) error {

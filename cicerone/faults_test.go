@@ -1,0 +1,265 @@
+package cicerone_test
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/auberge-vm/auberge/cicerone"
+	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
+	cpb "github.com/auberge-vm/auberge/protos/containerpb"
+	tpb "github.com/auberge-vm/auberge/protos/tremplinpb"
+)
+
+// install begins an installation in a container.
+func (m *machine) install(s *cicerone.Service, container string) {
+	m.w.t.Helper()
+	r, err := s.InstallLinuxPackage(m.w.t.Context(), subject(), &pb.InstallLinuxPackageRequest{VmName: m.info.Name, ContainerName: container, FilePath: "/tmp/a.deb", CommandUuid: "u"})
+	if err != nil || r.Status != pb.InstallLinuxPackageResponse_STARTED {
+		m.w.t.Fatalf("%v, %v", r, err)
+	}
+}
+
+// create begins to create a container.
+func (m *machine) create(s *cicerone.Service, container string) {
+	m.w.t.Helper()
+	r, err := s.CreateLxdContainer(m.w.t.Context(), subject(), &pb.CreateLxdContainerRequest{VmName: m.info.Name, ContainerName: container})
+	if err != nil || r.Status != pb.CreateLxdContainerResponse_CREATING {
+		m.w.t.Fatalf("%v, %v", r, err)
+	}
+}
+
+// A VM that stops ends its containers and operations, each with one signal.
+func TestVMStops(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	token, _ := m.running(s, "penguin", 10000)
+	must(t)(m.container.InhibitScreensaver(t.Context(), &cpb.InhibitScreensaverInfo{Token: token, Cookie: 5, Client: "vlc"}))
+	next[*pb.InhibitScreensaverSignal](w, "InhibitScreensaver")
+	m.install(s, "penguin")
+	m.create(s, "other")
+	if _, err := s.NotifyVmStopping(t.Context(), subject(), &pb.NotifyVmStoppingRequest{VmName: "termina"}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // both the concierge and a look at its list may say so
+		if _, err := s.NotifyVmStopped(t.Context(), subject(), &pb.NotifyVmStoppedRequest{VmName: "termina"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if g := next[*pb.LxdContainerCreatedSignal](w, "LxdContainerCreated"); g.Status != pb.LxdContainerCreatedSignal_FAILED || g.ContainerName != "other" {
+		t.Errorf("%v", g)
+	}
+	if g := next[*pb.InstallLinuxPackageProgressSignal](w, "InstallLinuxPackageProgress"); g.Status != pb.InstallLinuxPackageProgressSignal_FAILED || g.CommandUuid != "u" {
+		t.Errorf("%v", g)
+	}
+	if g := next[*pb.UninhibitScreensaverSignal](w, "UninhibitScreensaver"); g.Cookie != 5 {
+		t.Errorf("%v", g)
+	}
+	next[*pb.ContainerShutdownSignal](w, "ContainerShutdown")
+	if w.isRunning(s, "termina", "penguin") {
+		t.Error("it runs")
+	}
+	m.halt()
+	if err := s.Resync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.quiet()
+}
+
+// What a service knew, the next one knows: containers and their tokens, and
+// operations, whose end is told once.
+func TestServiceIsStartedAnew(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	token, _ := m.running(s, "penguin", 10000)
+	_, stopOther := m.running(s, "other", 10001)
+	gone, _ := w.up(s, "gone", 34)
+	gone.running(s, "penguin", 10000)
+	gone.create(s, "new")
+	m.install(s, "penguin")
+	s.Close()
+	w.quiet()
+	stopOther()
+	gone.halt()
+
+	s = w.serve()
+	for _, c := range []string{"created", "shutdown"} {
+		switch c {
+		case "created":
+			if g := next[*pb.LxdContainerCreatedSignal](w, "LxdContainerCreated"); g.VmName != "gone" || g.Status != pb.LxdContainerCreatedSignal_FAILED {
+				t.Errorf("%v", g)
+			}
+		case "shutdown":
+			if g := next[*pb.ContainerShutdownSignal](w, "ContainerShutdown"); g.VmName != "gone" || g.OwnerId != "4711" {
+				t.Errorf("%v", g)
+			}
+		}
+	}
+	if !w.isRunning(s, "termina", "penguin") {
+		t.Error("it is not known to run")
+	}
+	// The one whose agent does not answer is found out.
+	if g := next[*pb.ContainerShutdownSignal](w, "ContainerShutdown"); g.ContainerName != "other" || g.VmName != "termina" {
+		t.Errorf("%v", g)
+	}
+	for range 2 {
+		must(t)(m.container.InstallLinuxPackageProgress(t.Context(), &cpb.InstallLinuxPackageProgressInfo{Token: token, Status: cpb.InstallLinuxPackageProgressInfo_SUCCEEDED, ProgressPercent: 100}))
+	}
+	if g := next[*pb.InstallLinuxPackageProgressSignal](w, "InstallLinuxPackageProgress"); g.Status != pb.InstallLinuxPackageProgressSignal_SUCCEEDED || g.CommandUuid != "u" {
+		t.Errorf("%v", g)
+	}
+	eventually(t, "vm_concierge is told again", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.ready) >= 3
+	})
+	s.Close()
+	// And nothing is told again.
+	s = w.serve()
+	s.Close()
+	w.quiet()
+}
+
+// A concierge that was away, and announces its VMs again, changes nothing;
+// calls at the endpoints go on.
+func TestAnnouncedAgain(t *testing.T) {
+	w := newWorld(t)
+	w.away = true
+	s := w.serve()
+	w.away = false
+	m, _ := w.up(s, "termina", 33)
+	token, _ := m.running(s, "penguin", 10000)
+	var calls sync.WaitGroup
+	calls.Go(func() {
+		r, err := m.container.SelectFile(t.Context(), &cpb.SelectFileRequest{Token: token})
+		if err != nil || len(r.Files) != 1 {
+			t.Errorf("%v, %v", r, err)
+		}
+	})
+	d := <-w.dialogs
+	m.announce(s)
+	must(t)(m.container.LowDiskSpaceTriggered(t.Context(), &cpb.LowDiskSpaceTriggeredInfo{Token: token, FreeBytes: 7}))
+	if g := next[*pb.LowDiskSpaceTriggeredSignal](w, "LowDiskSpaceTriggered"); g.FreeBytes != 7 || g.ContainerName != "penguin" {
+		t.Errorf("%v", g)
+	}
+	if !w.isRunning(s, "termina", "penguin") {
+		t.Error("it is forgotten")
+	}
+	if _, err := s.FileSelected(t.Context(), subject(), &pb.FileSelectedSignal{VmName: "termina", ContainerName: "penguin", SelectFileToken: d.SelectFileToken, Files: []string{"/a"}}); err != nil {
+		t.Error(err)
+	}
+	calls.Wait()
+	// Without a CID it is found by its name.
+	if _, err := s.NotifyVmStarted(t.Context(), subject(), &pb.NotifyVmStartedRequest{VmName: "termina"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.NotifyVmStarted(t.Context(), subject(), &pb.NotifyVmStartedRequest{VmName: "unknown"}); err == nil || !strings.Contains(err.Error(), "without a CID") {
+		t.Errorf("%v", err)
+	}
+	if _, err := s.NotifyVmStarted(t.Context(), subject(), &pb.NotifyVmStartedRequest{VmName: "unknown", Cid: 33}); err == nil {
+		t.Error("another VM's CID is accepted")
+	}
+	w.quiet()
+	// Another VM of the same name is another VM.
+	m.halt()
+	m2 := w.boot("termina", 35)
+	m2.announce(s)
+	next[*pb.ContainerShutdownSignal](w, "ContainerShutdown")
+	if _, err := m2.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: token, GarconPort: 10000}); err == nil {
+		t.Error("a token of the VM before is accepted")
+	}
+}
+
+// Agents that are started anew have lost what they did.
+func TestAgentsAreStartedAnew(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	token, _ := m.running(s, "penguin", 10000)
+	m.install(s, "penguin")
+	m.create(s, "other")
+	must(t)(m.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: token, GarconPort: 10000}))
+	if g := next[*pb.InstallLinuxPackageProgressSignal](w, "InstallLinuxPackageProgress"); g.Status != pb.InstallLinuxPackageProgressSignal_FAILED {
+		t.Errorf("%v", g)
+	}
+	next[*pb.ContainerStartedSignal](w, "ContainerStarted")
+	must(t)(m.tremplin.TremplinReady(t.Context(), &tpb.TremplinStartupInfo{}))
+	if g := next[*pb.LxdContainerCreatedSignal](w, "LxdContainerCreated"); g.Status != pb.LxdContainerCreatedSignal_FAILED {
+		t.Errorf("%v", g)
+	}
+	next[*pb.TremplinStartedSignal](w, "TremplinStarted")
+	m.install(s, "penguin") // the next try
+	m.create(s, "other")
+	w.quiet()
+}
+
+// An agent that goes and stays away ends its operations, but not while
+// nobody could tell: with vm_concierge away, or the VM suspended.
+func TestAgentDies(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	_, stop := m.running(s, "penguin", 10000)
+	m.install(s, "penguin")
+	w.mu.Lock()
+	w.away = true
+	w.mu.Unlock()
+	stop()
+	looks := 0
+	eventually(t, "many looks", func() bool { looks++; return looks > 100 })
+	w.quiet()
+	w.mu.Lock()
+	w.away = false
+	w.mu.Unlock()
+	if g := next[*pb.InstallLinuxPackageProgressSignal](w, "InstallLinuxPackageProgress"); g.Status != pb.InstallLinuxPackageProgressSignal_FAILED || !strings.Contains(g.FailureDetails, "gone") {
+		t.Errorf("%v", g)
+	}
+	w.quiet()
+}
+
+// An end that was not heard is found out.
+func TestReportIsLost(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, f := w.up(s, "termina", 33)
+	f.set(func() { f.info = tpb.GetContainerInfoResponse_NOT_FOUND })
+	m.create(s, "penguin")
+	f.set(func() { f.info = tpb.GetContainerInfoResponse_STOPPED })
+	if g := next[*pb.LxdContainerCreatedSignal](w, "LxdContainerCreated"); g.Status != pb.LxdContainerCreatedSignal_CREATED {
+		t.Errorf("%v", g)
+	}
+}
+
+// EnsureContainer creates, sets up and starts, and waits for the agent.
+func TestEnsureContainer(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m := w.boot("termina", 33)
+	m.announce(s)
+	done := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	go func() { done <- s.EnsureContainer(ctx, subject(), 33, "penguin", "ada") }()
+	// tremplin comes up only now.
+	f := newTremplin(m)
+	must(t)(m.tremplin.TremplinReady(t.Context(), &tpb.TremplinStartupInfo{}))
+	next[*pb.TremplinStartedSignal](w, "TremplinStarted")
+	eventually(t, "it is created", func() bool { return last[*tpb.CreateContainerRequest](f) != nil })
+	must(t)(m.tremplin.UpdateCreateStatus(t.Context(), &tpb.ContainerCreationProgress{ContainerName: "penguin", Status: tpb.ContainerCreationProgress_CREATED}))
+	eventually(t, "it is started", func() bool { return last[*tpb.StartContainerRequest](f) != nil })
+	if last[*tpb.SetUpUserRequest](f).GetContainerUsername() != "ada" {
+		t.Error("the user is not set up")
+	}
+	must(t)(m.tremplin.UpdateStartStatus(t.Context(), &tpb.ContainerStartProgress{ContainerName: "penguin", Status: tpb.ContainerStartProgress_STARTED}))
+	m.garcon(10000)
+	must(t)(m.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: last[*tpb.StartContainerRequest](f).Token, GarconPort: 10000}))
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := s.EnsureContainer(t.Context(), subject(), 99, "penguin", "ada"); err == nil {
+		t.Error("an unknown VM has a container")
+	}
+}
