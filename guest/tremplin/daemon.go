@@ -1,11 +1,9 @@
 package tremplin
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -128,6 +126,18 @@ func (k *keeping) set(p *process, err error) {
 	k.process, k.failure = p, err
 }
 
+// release leaves incusd running, and unwatched.
+func (d *daemon) release() {
+	d.mu.Lock()
+	k := d.keeping
+	d.keeping, d.closed = nil, true
+	d.mu.Unlock()
+	if k != nil {
+		k.end()
+		<-k.done
+	}
+}
+
 // close lets incusd start no more.
 func (d *daemon) close() {
 	d.mu.Lock()
@@ -209,56 +219,30 @@ func (d *daemon) launch() (*process, error) {
 	if err := os.MkdirAll(d.cfg.IncusDir, 0o711); err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(d.cfg.Incusd, "--group", "root")
+	args := []string{"--group", "root"}
+	if _, err := os.Stat("/dev/log"); err == nil {
+		args = append(args, "--syslog")
+	}
+	cmd := exec.Command(d.cfg.Incusd, args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=/root", "LANG=C.UTF-8", "INCUS_DIR=" + d.cfg.IncusDir,
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	cmd.Stdout, cmd.Stderr = w, w
-	err = cmd.Start()
-	w.Close()
-	if err != nil {
-		r.Close()
+	// A pipe of ours would break when we end, and incusd with it.
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
 	d.log.Info("Incus started", "pid", cmd.Process.Pid)
 	p := &process{pid: cmd.Process.Pid, os: cmd.Process, done: make(chan struct{})}
-	go relay(d.log, r)
 	go func() {
 		cmd.Wait()
 		p.how = cmd.ProcessState.String()
 		close(p.done)
 	}()
 	return p, nil
-}
-
-// relay makes log lines of what incusd and its children say. It ends with the
-// last of them.
-func relay(log *slog.Logger, r io.ReadCloser) {
-	defer r.Close()
-	lines := bufio.NewReaderSize(r, 4096)
-	for {
-		line, err := lines.ReadSlice('\n')
-		if len(line) > 0 {
-			log.Info("incusd: " + string(trimLine(line)))
-		}
-		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
-			return
-		}
-	}
-}
-
-func trimLine(b []byte) []byte {
-	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r') {
-		b = b[:len(b)-1]
-	}
-	return b
 }
 
 // setDatabaseAside makes incusd, which must not run, begin with no memory.

@@ -125,3 +125,22 @@ func TestResetDatabase(t *testing.T) {
 	}
 	startContainer(t, c, h, "kept")
 }
+
+func TestAnotherTremplinTakesOver(t *testing.T) {
+	c, h, stop := start(t, nil)
+	create(t, c, h, "heir")
+	startContainer(t, c, h, "heir")
+	h.leave = true
+	stop()
+	c, h, _ = start(t, nil)
+	await(h, "started", func(p *pb.StartLxdProgress) bool { return p.Status == pb.StartLxdProgress_STARTED })
+	if r, err := c.GetContainerInfo(t.Context(), &pb.GetContainerInfoRequest{ContainerName: "heir"}); err != nil || r.Status != pb.GetContainerInfoResponse_RUNNING {
+		t.Fatal(r, err)
+	}
+	await(h, "ports", func(p *pb.ListeningPortInfo) bool { return p.ContainerPorts["heir"] != nil })
+	syscall.Kill(initOf(t, "heir"), syscall.SIGKILL)
+	await(h, "shutdown", func(p *pb.ContainerShutdownInfo) bool { return p.ContainerName == "heir" })
+	// What is not our child is started again too.
+	killIncus(t, c)
+	startContainer(t, c, h, "heir")
+}

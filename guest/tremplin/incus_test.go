@@ -30,6 +30,7 @@ type host struct {
 	all   []proto.Message
 	new   chan struct{}
 	moves string // where transfers are opened
+	leave bool   // Incus running at the end
 }
 
 func (h *host) take(m proto.Message) (*pb.EmptyMessage, error) {
@@ -144,7 +145,9 @@ func start(t *testing.T, change func(*tremplin.Config)) (pb.TremplinClient, *hos
 	var once sync.Once
 	stop := func() {
 		once.Do(func() {
-			s.PowerOff(15 * time.Second)
+			if !h.leave {
+				s.PowerOff(15 * time.Second)
+			}
 			cancel()
 			if err := <-done; err != nil {
 				t.Error(err)

@@ -90,6 +90,7 @@ func (s *Server) Run(ctx context.Context, face, transfers net.Listener) error {
 	s.running.Go(func() { failed <- srv.Serve(face) })
 	s.running.Go(func() { failed <- s.moves.serve(s.ctx, transfers) })
 	s.running.Go(func() { s.states.watch(s.ctx) })
+	s.running.Go(s.resume)
 	s.running.Go(func() { s.watchPorts(s.ctx) })
 	var err error
 	select {
@@ -104,6 +105,7 @@ func (s *Server) Run(ctx context.Context, face, transfers net.Listener) error {
 	late.Stop()
 	s.jobs.wait()
 	s.running.Wait()
+	s.daemon.release()
 	// The last words of the jobs.
 	flush, done := context.WithTimeout(context.Background(), time.Second)
 	s.host.flush(flush)
@@ -112,6 +114,16 @@ func (s *Server) Run(ctx context.Context, face, transfers net.Listener) error {
 	delivering.Wait()
 	s.incus.Close()
 	return err
+}
+
+// resume takes over an Incus that an earlier tremplin has left behind, for its
+// containers may stop at any time.
+func (s *Server) resume() {
+	ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
+	defer cancel()
+	if _, err := s.incus.Server(ctx); err == nil {
+		s.beginLxd(false)
+	}
 }
 
 // PowerOff stops all containers in order, and then Incus. Nothing begins any

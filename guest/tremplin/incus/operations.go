@@ -51,8 +51,18 @@ func (o Operation) failure() error {
 	return &Error{Code: o.Code, Text: o.Err}
 }
 
-// begin sends a request that begins an operation.
+// beginWait bounds the beginning of an operation.
+const beginWait = time.Minute
+
+// begin sends a request that begins an operation. When the context ends it
+// still waits for the answer: an operation whose name nobody knows could not
+// be cancelled.
 func (c *Client) begin(ctx context.Context, method, path string, body any) (Operation, error) {
+	if ctx.Err() != nil {
+		return Operation{}, context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), beginWait)
+	defer cancel()
 	a, err := c.call(ctx, method, path, body, nil)
 	if err != nil {
 		return Operation{}, err
@@ -85,7 +95,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (Operati
 func (c *Client) Wait(ctx context.Context, op Operation) (Operation, error) {
 	for !op.ended() {
 		// With a timeout, Incus answers that with an error like any other.
-		_, err := c.call(ctx, http.MethodGet, "/1.0/operations/"+escape(op.ID)+"/wait", nil, &op)
+		err := c.await(ctx, "/1.0/operations/"+escape(op.ID)+"/wait", &op)
 		if err != nil {
 			return op, c.lost(ctx, op, err)
 		}
@@ -137,5 +147,5 @@ func (c *Client) cancel(op Operation) {
 	defer stop()
 	c.call(ctx, http.MethodDelete, "/1.0/operations/"+escape(op.ID), nil, nil)
 	// What cannot be cancelled may as well end by itself.
-	c.call(ctx, http.MethodGet, "/1.0/operations/"+escape(op.ID)+"/wait?timeout=8", nil, nil)
+	c.await(ctx, "/1.0/operations/"+escape(op.ID)+"/wait?timeout=8", nil)
 }
