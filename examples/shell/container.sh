@@ -77,7 +77,7 @@ until_done() {
 	end=$(($(date +%s) + patience))
 	until "$@"; do
 		[ "$(date +%s)" -lt "$end" ] || fail "$what: not done within $patience seconds: ${why:-no answer}"
-		sleep 1
+		sleep 3 # asking costs an emulated guest what it needs for the work itself
 	done
 	echo "$what: done"
 }

@@ -72,8 +72,11 @@ func (s *stack) shellExample() {
 	if err := os.WriteFile(path, script, 0o644); err != nil {
 		s.t.Fatal(err)
 	}
-	if got := s.run("sh", path, vm, container, "alice"); !strings.HasSuffix(got, "the start of "+container+": done") {
-		s.t.Fatalf("container.sh: %s", got)
+	// All of it in one command: what other tests wait for in three steps.
+	ctx, cancel := context.WithTimeout(s.t.Context(), 3*patience)
+	defer cancel()
+	if got, err := s.program(ctx, nil, "sh", path, vm, container, "alice"); err != nil || !strings.HasSuffix(got, "the start of "+container+": done\n") {
+		s.t.Fatalf("container.sh: %v: %s", err, got)
 	}
 	if got := s.run("sh", path, vm, container, "alice"); got != container+" runs already" {
 		s.t.Errorf("container.sh again: %s", got)
