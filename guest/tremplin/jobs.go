@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 )
 
 // maxJobs bounds what is done in the background at once.
@@ -50,8 +51,23 @@ func newJobs() *jobs {
 	return &jobs{all: map[string]*job{}, ctx: ctx, end: end}
 }
 
-// take reserves a container for a job; finish frees it.
+// lastWords is how long a job may take from its notice of the end to the end.
+const lastWords = time.Second
+
+// take reserves a container for a job; finish frees it. It waits a moment for
+// another one: the host may have heard already that it has ended.
 func (j *jobs) take(name, kind string) (ctx context.Context, finish func(), err error) {
+	j.mu.Lock()
+	other := j.all[name]
+	j.mu.Unlock()
+	if other != nil {
+		late := time.NewTimer(lastWords)
+		defer late.Stop()
+		select {
+		case <-other.done:
+		case <-late.C:
+		}
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	switch other := j.all[name]; {
