@@ -40,6 +40,7 @@ const (
 	opPause     operation = "pause"     // stop the processors
 	opResume    operation = "resume"    // let them go on
 	opListen    operation = "listen"    // a listening socket for one more port
+	opDial      operation = "dial"      // a stream to a port of the guest
 	opResize    operation = "resize"    // change a disk's size
 	opProbe     operation = "probe"     // find out whether KVM runs guests
 )
@@ -52,7 +53,7 @@ type request struct {
 	Record bool `json:"record,omitempty"`
 	// Reason is why a stop was asked, for the exit record.
 	Reason string `json:"reason,omitempty"`
-	// Port is the port to listen on.
+	// Port is the port to listen on, or the guest's to dial.
 	Port uint32 `json:"port,omitempty"`
 	// Disk and Size, in bytes, are for a resize.
 	Disk int   `json:"disk,omitempty"`
@@ -65,6 +66,8 @@ type reply struct {
 	Ports   []uint32 `json:"ports,omitempty"`
 	Console []byte   `json:"console,omitempty"`
 	Exit    *Exit    `json:"exit,omitempty"`
+	// Refused says that nothing in the guest listens on the port dialled.
+	Refused bool `json:"refused,omitempty"`
 	// NoKVM is why KVM cannot be used, after a probe.
 	NoKVM string `json:"no_kvm,omitempty"`
 

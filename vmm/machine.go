@@ -365,14 +365,6 @@ func (m *Machine) Exit() Exit { return m.exit }
 // asked for or in kernel mode. It is closed with the VM.
 func (m *Machine) Listener(port uint32) *vsock.Listener { return m.listeners[port] }
 
-// Dial opens a stream to a port of the guest.
-func (m *Machine) Dial(ctx context.Context, port uint32) (*vsock.Conn, error) {
-	if m.Spec.Vsock.Mode == vsock.ModeKernel {
-		return vsock.DialKernel(ctx, m.guest(port))
-	}
-	return vsock.DialUser(ctx, filepath.Join(m.sockets, VsockSocket), m.guest(port))
-}
-
 // Console returns the tail of the guest's console.
 func (m *Machine) Console(ctx context.Context) ([]byte, error) {
 	select {

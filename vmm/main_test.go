@@ -260,6 +260,7 @@ func serveVsock(device, path string) int {
 	if _, err := net.Listen("unix", device); err != nil {
 		return fatal(err)
 	}
+	arrived, release, answered := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	for {
 		c, err := guest.Accept()
 		if err != nil {
@@ -268,10 +269,28 @@ func serveVsock(device, path string) int {
 		go func() {
 			defer c.Close()
 			r := bufio.NewReader(c)
-			if line, _ := r.ReadString('\n'); line != "CONNECT 9001\n" {
+			late := false
+			switch line, _ := r.ReadString('\n'); line {
+			default:
 				return
+			case "CONNECT 9001\n":
+			case "CONNECT 9002\n": // answered late
+				arrived <- struct{}{}
+				<-release
+				late = true
+			case "CONNECT 9003\n": // once the one before is there
+				<-arrived
+			case "CONNECT 9004\n": // once it is answered
+				release <- struct{}{}
+				<-answered
 			}
-			io.WriteString(c, "OK 1\n")
+			// As vhost-device-vsock, it does not survive an answer to nobody.
+			if _, err := io.WriteString(c, "OK 1\n"); err != nil {
+				os.Exit(fatal(err))
+			}
+			if late {
+				answered <- struct{}{}
+			}
 			io.Copy(c, r)
 		}()
 	}

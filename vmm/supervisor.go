@@ -35,6 +35,9 @@ const launchGrace = 30 * time.Second
 // goes into the log.
 const consoleLines = 50
 
+// unknownRequest begins what a supervisor says of what a newer version asks.
+const unknownRequest = "unknown request"
+
 // acceptPause is how long a supervisor that is short of something, descriptors
 // for example, waits before it accepts again.
 const acceptPause = 100 * time.Millisecond
@@ -76,6 +79,8 @@ type Supervisor struct {
 	// extra are the ports for which somebody else listens, or did.
 	extra  map[uint32]bool
 	paused bool
+	// dials is how many streams wait for the guest's answer.
+	dials int
 	// record is where the exit record is to be written, if not in Dir.
 	record *os.File
 	// hyperEnded: there is no hypervisor to be ended any more.
@@ -197,10 +202,13 @@ func (s *Supervisor) serve(c *net.UnixConn) {
 		return
 	}
 	r, out := s.handle(&req, files)
-	if req.Op == opListen {
+	if req.Op == opListen || req.Op == opDial {
 		defer closeAll(out) // the caller's alone; all others are kept
 	}
 	if err := sendPacket(c, r, out); err != nil {
+		if req.Op == opDial {
+			return // gave up meanwhile, or was killed
+		}
 		s.log().Warn("answer a control request", "op", req.Op, "err", err)
 		if req.Op == opPause {
 			// Whoever asked has given up, and would take the VM for running.
@@ -262,8 +270,17 @@ func (s *Supervisor) handle(req *request, files []*os.File) (reply, []*os.File) 
 			return fail(err)
 		}
 		return reply{Ports: []uint32{req.Port}}, []*os.File{f}
+	case opDial:
+		f, err := s.dialGuest(req.Port)
+		if errors.Is(err, vsock.ErrRefused) {
+			return reply{Refused: true}, nil
+		}
+		if err != nil {
+			return fail(err)
+		}
+		return reply{}, []*os.File{f}
 	}
-	return fail(fmt.Errorf("unknown request %q", req.Op))
+	return fail(fmt.Errorf("%s %q", unknownRequest, req.Op))
 }
 
 // watch keeps the connection until the VM has ended, then sends the exit

@@ -324,7 +324,7 @@ func TestResize(t *testing.T) {
 		if uint64(size()) != to {
 			t.Errorf("the image has %d bytes, not %d", size(), to)
 		}
-		if got := alice.rootShell("x", "df -B1 --output=size /mnt/stateful | tail -n 1; cat /sys/block/vdb/size"); got != sizes(to) {
+		if got := alice.rootShell("x", "df -B1 --output=size /mnt/stateful | tail -n 1; cat /sys/block/$(basename $(findmnt -no SOURCE /mnt/stateful))/size"); got != sizes(to) {
 			t.Errorf("file system and device have %q, want %q", got, sizes(to))
 		}
 		if got := alice.rootShell("x", "sha256sum /mnt/stateful/file"); got != sum {

@@ -97,6 +97,10 @@ func TestOtherPeoplesRunningVMs(t *testing.T) {
 		if err := call.Err; errorName(err) == accessDenied || err != nil && method != "ConnectVsock" {
 			t.Errorf("%s of alice's VM by an administrator: %v", method, err)
 		}
+		// What the daemon logs may come a moment after its answer.
+		b.await("wait for the audit of "+method, func() bool {
+			return b.audits(carol.user, dbus.Concierge1Name+"."+method, owner, true) > 0
+		})
 		if n := b.audits(carol.user, dbus.Concierge1Name+"."+method, owner, true); n != 1 {
 			t.Errorf("%s by an administrator is %d lines of the audit", method, n)
 		}
