@@ -40,6 +40,7 @@ func TestHost(t *testing.T) {
 		{"members of the group may have VMs, and only their own", membersMay, true},
 		{"a VM runs on KVM with user vsock", userVsock, true},
 		{"a VM runs on KVM with kernel vsock", kernelVsock, true},
+		{"vm_cicerone knows the VMs, and is called by those with containers", ciceroneKnows, false},
 		{"each VM has a user, limits and a journal of its own", oneOfItsOwn, false},
 		{"another user learns and reaches nothing", isolated, false},
 		{"nobody but the service reaches a guest's ports", portsRefuse, false},

@@ -22,6 +22,7 @@ func bothThere(t *testing.T, h *host) {
 	t.Helper()
 	stillThere(t, h, &h.first)
 	stillThere(t, h, &h.second)
+	ciceroneKnows(t, h)
 }
 
 func survivesRestart(t *testing.T, h *host) {
