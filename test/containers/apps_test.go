@@ -102,8 +102,9 @@ func soon[T any](t *testing.T, c <-chan T, what string) T {
 
 // An application that comes into a container reaches the desktop, has its icon,
 // starts with a file, lives on when the agent dies, and goes.
-func TestApplications(t *testing.T) {
-	s := preparedStack(t)
+func (s *stack) applications() {
+	s.t.Helper()
+	t := s.t
 	d := s.desktop()
 	s.root(`
 printf '#!/bin/sh\nprintf %%s "$1" >~/started.new; mv ~/started.new ~/started; exec sleep 1000\n' >/usr/local/bin/hello

@@ -2,16 +2,15 @@ package containers
 
 import (
 	"strings"
-	"testing"
 
 	"github.com/auberge-vm/auberge/protos/conciergepb"
 )
 
 // The calls of 2018: one makes a container, sets up its user and starts it, and
 // another tells the keys by which it is reached.
-func TestStartContainerOfConcierge(t *testing.T) {
-	s := newStack(t)
-	s.startVM()
+func (s *stack) startContainerOfConcierge() {
+	s.t.Helper()
+	t := s.t
 	var keys conciergepb.ContainerSshKeysResponse
 	s.concierged("GetContainerSshKeys", &conciergepb.ContainerSshKeysRequest{VmName: vm}, &keys)
 	if keys.HostPrivateKey != "" || keys.ContainerPublicKey != "" || keys.Hostname != "penguin.termina.linux.test" {
@@ -55,5 +54,4 @@ func TestStartContainerOfConcierge(t *testing.T) {
 	if resp.Status != conciergepb.ContainerStatus_CONTAINER_STATUS_FAILURE || !strings.Contains(resp.FailureReason, "none") {
 		t.Errorf("StartContainer in no VM: %v", &resp)
 	}
-	s.stopVM()
 }

@@ -3,7 +3,6 @@ package containers
 import (
 	"fmt"
 	"strings"
-	"testing"
 
 	"github.com/auberge-vm/auberge/protos/ciceronepb"
 )
@@ -94,8 +93,9 @@ func (s *stack) packageInfo(req *ciceronepb.LinuxPackageInfoRequest) *ciceronepb
 
 // Packages by the container's real PackageKit, from an archive that the test
 // makes.
-func TestPackages(t *testing.T) {
-	s := preparedStack(t)
+func (s *stack) packageKit() {
+	s.t.Helper()
+	t := s.t
 	s.root(archive)
 
 	byFile := s.packageInfo(&ciceronepb.LinuxPackageInfoRequest{FilePath: "/srv/archive/au-top.deb"})
@@ -185,8 +185,9 @@ func TestPackages(t *testing.T) {
 }
 
 // What else the agent does, and its end and return.
-func TestAgent(t *testing.T) {
-	s := preparedStack(t)
+func (s *stack) agent() {
+	s.t.Helper()
+	t := s.t
 	var info ciceronepb.GetGarconSessionInfoResponse
 	s.must("GetGarconSessionInfo", &ciceronepb.GetGarconSessionInfoRequest{VmName: vm, ContainerName: container}, &info)
 	if info.Status != ciceronepb.GetGarconSessionInfoResponse_SUCCEEDED || info.ContainerUsername != "alice" ||

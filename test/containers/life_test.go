@@ -89,6 +89,7 @@ func TestContainerLife(t *testing.T) {
 	if del.Status != ciceronepb.DeleteLxdContainerResponse_DOES_NOT_EXIST {
 		t.Errorf("DeleteLxdContainer again: %v", &del)
 	}
+	s.startContainerOfConcierge()
 	if more := all[*ciceronepb.ContainerShutdownSignal](s.ear); len(more) > 0 {
 		t.Errorf("more of ContainerShutdown: %v", more)
 	}

@@ -1,0 +1,112 @@
+package containers
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/auberge-vm/auberge/protos/ciceronepb"
+)
+
+type (
+	created     = ciceronepb.LxdContainerCreatedSignal
+	downloading = ciceronepb.LxdContainerDownloadingSignal
+)
+
+// serve starts the tests' own server in the VM, since the VM has no way out.
+func (s *stack) serve() {
+	s.t.Helper()
+	program := filepath.Join(s.t.TempDir(), "testserver")
+	build := exec.Command("go", "build", "-o", program, "./testserver")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		s.t.Fatalf("go build: %v: %s", err, out)
+	}
+	s.put(program, "/run/testserver")
+	s.vmRoot(`
+for port in 8000 8001; do
+	mkdir -p /run/served/$port
+	spoil=; [ $port = 8000 ] || spoil=--spoil
+	setsid /run/testserver --listen 127.0.0.1:$port --dir /run/served/$port --image /opt/google/cros-containers/image $spoil </dev/null >/run/served/$port.log 2>&1 &
+done
+for port in 8000 8001; do until (exec 3<>/dev/tcp/127.0.0.1/$port) 2>/dev/null; do sleep 0.1; done; done
+`)
+}
+
+// download begins to create a container from the tests' server.
+func (s *stack) download(name, server string) {
+	s.t.Helper()
+	var resp ciceronepb.CreateLxdContainerResponse
+	s.must("CreateLxdContainer", &ciceronepb.CreateLxdContainerRequest{VmName: vm, ContainerName: name,
+		ImageServer: "http://127.0.0.1:" + server, ImageAlias: "debian/13"}, &resp)
+	if resp.Status != ciceronepb.CreateLxdContainerResponse_CREATING {
+		s.t.Fatalf("CreateLxdContainer from %s: %v", server, &resp)
+	}
+}
+
+// creation waits for the end of one.
+func (s *stack) creation(name string) *created {
+	s.t.Helper()
+	return await(s.ear, func(m *created) bool { return m.ContainerName == name })
+}
+
+// nothingHalfMade checks what Incus has: the named containers, and no images.
+func (s *stack) nothingHalfMade(names ...string) {
+	s.t.Helper()
+	got := s.vmRoot("incus list --format csv --columns n </dev/null; incus image list --format csv </dev/null")
+	if want := strings.Join(names, "\n"); got != want {
+		s.t.Errorf("Incus has %q, want %q", got, want)
+	}
+}
+
+// Images from a server: slow ones are seen to come, and those that do not come
+// or are not what they should be leave nothing.
+func TestDownloads(t *testing.T) {
+	s := preparedStack(t)
+	s.serve()
+
+	s.download("slow", "8000/slow")
+	if end := s.creation("slow"); end.Status != ciceronepb.LxdContainerCreatedSignal_CREATED {
+		t.Errorf("the slow one: %v", end)
+	}
+	steps := all[*downloading](s.ear)
+	if len(steps) < 2 {
+		t.Errorf("its download was seen as %v", steps)
+	}
+	for i, m := range steps {
+		if m.ContainerName != "slow" || m.VmName != vm || m.DownloadProgress < 0 || m.DownloadProgress > 100 ||
+			i > 0 && m.DownloadProgress < steps[i-1].DownloadProgress {
+			t.Errorf("its download was seen as %v", steps)
+			break
+		}
+	}
+
+	for name, how := range map[string]struct {
+		server string
+		status ciceronepb.LxdContainerCreatedSignal_Status
+	}{
+		"stalled": {"8000/stall", ciceronepb.LxdContainerCreatedSignal_DOWNLOAD_TIMED_OUT},
+		"cut":     {"8000/cut", ciceronepb.LxdContainerCreatedSignal_FAILED},
+		"spoiled": {"8001/fast", ciceronepb.LxdContainerCreatedSignal_FAILED},
+		"dead":    {"9/none", ciceronepb.LxdContainerCreatedSignal_FAILED},
+	} {
+		s.download(name, how.server)
+		if end := s.creation(name); end.Status != how.status || end.FailureReason == "" {
+			t.Errorf("the %s one ends with %v, want %v", name, end, how.status)
+		}
+	}
+	// Deleting it ends its creation.
+	s.download("cancelled", "8000/stall")
+	await(s.ear, func(m *downloading) bool { return m.ContainerName == "cancelled" })
+	var del ciceronepb.DeleteLxdContainerResponse
+	s.must("DeleteLxdContainer", &ciceronepb.DeleteLxdContainerRequest{VmName: vm, ContainerName: "cancelled"}, &del)
+	if end := s.creation("cancelled"); end.Status != ciceronepb.LxdContainerCreatedSignal_CANCELLED {
+		t.Errorf("the one that is deleted meanwhile: %v, %v", end, &del)
+	}
+	s.nothingHalfMade(container, "slow")
+	if more := all[*created](s.ear); len(more) > 0 {
+		t.Errorf("a second end: %v", more)
+	}
+}
