@@ -34,8 +34,8 @@ build_testhost() { packaging/testhost/build.sh >"$out/testhost"; }
 
 # The module's packages but those that need the image, the packages or a host.
 unit() {
-	go list ./... | grep -v -e /test/e2e -e /test/packages -e /test/hosttest -e /packaging/image |
-		xargs go test -race -count=1 -timeout=7m
+	go list ./... | grep -v -e /test/e2e -e /test/containers -e /test/packages -e /test/hosttest -e /packaging/image |
+		xargs go test -race -count=1 -timeout=6m30s
 }
 
 out=$(mktemp -d)
@@ -44,21 +44,22 @@ export out
 export -f formatted build_image build_testhost unit
 
 # The budgets add up to an hour.
-suite build 240 make --no-print-directory build
-suite format 30 bash -c formatted
-suite vet 150 go vet ./...
-suite unit 450 bash -c unit
-suite image 240 bash -c build_image
+suite build 180 make --no-print-directory build
+suite format 20 bash -c formatted
+suite vet 100 go vet ./...
+suite unit 400 bash -c unit
+suite image 290 bash -c build_image
 AUBERGE_IMAGE_DIR=$(tail -n 1 "$out/image" 2>/dev/null)
 AUBERGE_BIN=$PWD/bin
 export AUBERGE_IMAGE_DIR AUBERGE_BIN
-suite image-check 60 go test -count=1 ./packaging/image/...
-suite examples 60 make --no-print-directory examples
-suite e2e 1020 go test -count=1 -timeout=16m ./test/e2e
-suite packages 180 make --no-print-directory packages
-suite packages-check 210 go test -count=1 -timeout=3m ./test/packages
-suite testhost 240 bash -c build_testhost
-suite hosttest 720 go test -count=1 -timeout=11m ./test/hosttest
+suite image-check 50 go test -count=1 ./packaging/image/...
+suite examples 40 make --no-print-directory examples
+suite e2e 860 go test -count=1 -timeout=14m ./test/e2e
+suite containers 760 go test -count=1 -parallel=2 -timeout=750s ./test/containers
+suite packages 120 make --no-print-directory packages
+suite packages-check 140 go test -count=1 -timeout=3m ./test/packages
+suite testhost 160 bash -c build_testhost
+suite hosttest 480 go test -count=1 -timeout=470s ./test/hosttest
 
 printf '\n'
 if [ ${#failed[@]} -gt 0 ]; then

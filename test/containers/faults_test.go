@@ -69,6 +69,7 @@ func (s *stack) startExport() (ended <-chan struct{}) {
 // What dies in the middle of something long ends that with one signal, and the
 // next try works.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	s := preparedStack(t)
 
 	// A container that switches itself off.

@@ -148,7 +148,7 @@ func (s *stack) packageKit() {
 	}
 
 	// What does not work says why, once, and the next one may try.
-	for file, want := range map[string]string{"au-unsat.deb": "nobody-has-this", "junk.deb": "", "au-broken.deb": "dpkg"} {
+	for file, want := range map[string]string{"au-unsat.deb": "nobody-has-this", "junk.deb": "", "au-broken.deb": "post-installation"} {
 		resp := s.install(&ciceronepb.InstallLinuxPackageRequest{FilePath: "/srv/archive/" + file, CommandUuid: file})
 		why := resp.FailureReason
 		if resp.Status == ciceronepb.InstallLinuxPackageResponse_STARTED {

@@ -5,6 +5,7 @@ import "testing"
 // What is in a container that runs: its system, its packages, its agent, and
 // its applications on the desktop.
 func TestInside(t *testing.T) {
+	t.Parallel()
 	s := preparedStack(t)
 	s.system()
 	s.packageKit()

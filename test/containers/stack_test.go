@@ -262,9 +262,7 @@ var prepared struct {
 // container too.
 func preparedStack(t *testing.T) *stack {
 	t.Helper()
-	if os.Getenv("AUBERGE_CONTAINERS_DISK") == "" {
-		prepare(t)
-	}
+	prepare(t)
 	s := newStack(t)
 	s.usePrepared()
 	s.startVM()
@@ -284,17 +282,19 @@ func (s *stack) usePrepared() {
 }
 
 func preparedDisk() string {
-	if path := os.Getenv("AUBERGE_CONTAINERS_DISK"); path != "" {
-		return path
-	}
 	prepared.Lock()
 	defer prepared.Unlock()
 	return prepared.path
 }
 
+// preparing has one test at a time prepare the disk.
+var preparing sync.Mutex
+
 // prepare makes the prepared disk unless there is one.
 func prepare(t *testing.T) {
 	t.Helper()
+	preparing.Lock()
+	defer preparing.Unlock()
 	if preparedDisk() != "" {
 		return
 	}
