@@ -113,7 +113,7 @@ func (s *Server) origin(path string) (*origin, error) {
 		}
 		return &origin{Reader: vsock.NewFrameReader(conn), close: func() { conn.Close() }}, nil
 	}
-	f, err := s.openTransfer(path, unix.O_RDONLY, 0)
+	f, err := s.openTransfer(path)
 	if err != nil {
 		return nil, err
 	}
