@@ -27,8 +27,10 @@ type remoteImage struct {
 	server, alias string
 }
 
-func (r remoteImage) fetch(ctx context.Context, progress func(int32)) (string, func(), error) {
+func (r remoteImage) fetch(ctx context.Context, progress func(int32)) (_ string, _ func(), err error) {
 	s := r.s
+	end := s.arrival()
+	defer func() { end(err) }()
 	progress(0)
 	op, err := s.incus.DownloadImage(ctx, r.server, r.alias)
 	if err == nil {

@@ -170,12 +170,15 @@ func (m *importing) do(ctx context.Context) error {
 	if err := m.room(m.from.size + m.from.unpacked); err != nil {
 		return err
 	}
+	end := m.s.arrival()
 	image, counts, err := m.upload(ctx)
 	if err != nil {
+		end(err)
 		return err
 	}
 	release := m.s.passing(image)
 	defer release()
+	end(nil)
 	if err := m.room(counts.Bytes); err != nil {
 		return err
 	}

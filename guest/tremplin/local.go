@@ -99,7 +99,7 @@ type localImage struct {
 	rootfs, metadata string
 }
 
-func (l localImage) fetch(ctx context.Context, _ func(int32)) (string, func(), error) {
+func (l localImage) fetch(ctx context.Context, _ func(int32)) (_ string, _ func(), err error) {
 	s := l.s
 	rootfs, err := s.openTransfer(l.rootfs)
 	if err != nil {
@@ -116,6 +116,8 @@ func (l localImage) fetch(ctx context.Context, _ func(int32)) (string, func(), e
 	if err != nil {
 		return "", nil, fmt.Errorf("the image's metadata %s is refused: %w", l.metadata, err)
 	}
+	end := s.arrival()
+	defer func() { end(err) }()
 	fingerprint, err := s.incus.UploadSplit(ctx, metadata, contextReader{ctx, rootfs}, url.Values{passingKey: {"local"}}.Encode())
 	if err != nil {
 		return "", nil, fmt.Errorf("Incus does not take the image: %w", err)
