@@ -14,7 +14,7 @@ import (
 )
 
 // setUpKey marks a container in Incus' configuration: whether somebody has
-// set up its user. Without that it is of no use, and is made anew.
+// set up its user, or started it. Before that it is of no use, and is made anew.
 const setUpKey = "user.auberge.set-up"
 
 // CreateContainer makes a container, in the background.
@@ -63,7 +63,8 @@ func (s *Server) CreateContainer(ctx context.Context, req *pb.CreateContainerReq
 	return &pb.CreateContainerResponse{Status: pb.CreateContainerResponse_CREATING}, nil
 }
 
-// isAbandoned tells whether a container was created and never set up.
+// isAbandoned tells whether a container was created and neither set up nor
+// started.
 func isAbandoned(i incus.Instance) bool {
 	return i.Config[setUpKey] == "no" && i.Status != incus.Running
 }

@@ -30,3 +30,24 @@ func TestAReplacedContainerIsNotLost(t *testing.T) {
 		}
 	}
 }
+
+// A container that was started once is not made anew by the next creation,
+// although nobody set up its user.
+func TestAStartedContainerIsNotAbandoned(t *testing.T) {
+	i := incus.Instance{Name: "penguin", Status: "Stopped", Config: map[string]string{setUpKey: "no"}}
+	if !isAbandoned(i) {
+		t.Error("a container that was never of use is kept")
+	}
+	given := map[string]string{"security.privileged": "false"}
+	want := inUse(i, given)
+	if !changes(i.Config, want) || want["security.privileged"] != "false" || len(given) != 1 {
+		t.Errorf("a start changes nothing: %v", want)
+	}
+	i.Config = want
+	if isAbandoned(i) {
+		t.Error("a container that was started would be deleted")
+	}
+	if again := inUse(i, nil); changes(i.Config, again) {
+		t.Errorf("the second start changes %v", again)
+	}
+}
