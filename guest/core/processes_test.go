@@ -327,8 +327,17 @@ func TestEndAllLeavesContainersToTheirInit(t *testing.T) {
 		}
 		readLine(t, fifo)
 	}
+	// LXC's monitor is one of ours, and would send the signal on.
+	monitor := Command{Path: "/bin/sh", Args: []string{"[lxc monitor] /mnt/stateful/incus/containers penguin", "-c", loop("monitor")}, Env: []string{"PATH=" + DefaultPath}}
+	if _, err := table.Start(monitor); err != nil {
+		t.Fatal(err)
+	}
+	readLine(t, fifo)
 	if err := table.EndAll(500 * time.Millisecond); err != nil {
 		t.Error(err)
+	}
+	if _, err := os.Stat(dir + "/monitor"); err == nil {
+		t.Error("a container's PID 1 was told to end by way of its monitor")
 	}
 	if _, err := os.Stat(dir + "/ours"); err != nil {
 		t.Errorf("a process of ours was not told to end: %v", err)

@@ -56,10 +56,20 @@ func terminateOwn() {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		if theirs, err := os.Readlink("/proc/" + e.Name() + "/ns/pid"); err == nil && theirs == mine {
+		if theirs, err := os.Readlink("/proc/" + e.Name() + "/ns/pid"); err == nil && theirs == mine && !passesOn(e.Name()) {
 			unix.Kill(pid, unix.SIGTERM)
 		}
 	}
+}
+
+// monitorTitle begins the command line of LXC's process outside of a container.
+const monitorTitle = "[lxc monitor] "
+
+// passesOn tells whether a process sends its signals on to a container's PID 1.
+// It ends with its container.
+func passesOn(pid string) bool {
+	cmdline, err := os.ReadFile("/proc/" + pid + "/cmdline")
+	return err == nil && strings.HasPrefix(string(cmdline), monitorTitle)
 }
 
 // awaitAll tells whether every process was gone in time. A PID 1 inherits

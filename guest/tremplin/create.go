@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
+	"github.com/auberge-vm/auberge/guest/tremplin/archive"
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
 	pb "github.com/auberge-vm/auberge/protos/tremplinpb"
+	"github.com/google/renameio/v2"
 )
 
 // setUpKey marks a container in Incus' configuration: whether somebody has
-// set up its user. Without that it is of no use, and is made anew.
+// set up its user, or started it. Before that it is of no use, and is made anew.
 const setUpKey = "user.auberge.set-up"
 
 // CreateContainer makes a container, in the background.
@@ -60,7 +63,8 @@ func (s *Server) CreateContainer(ctx context.Context, req *pb.CreateContainerReq
 	return &pb.CreateContainerResponse{Status: pb.CreateContainerResponse_CREATING}, nil
 }
 
-// isAbandoned tells whether a container was created and never set up.
+// isAbandoned tells whether a container was created and neither set up nor
+// started.
 func isAbandoned(i incus.Instance) bool {
 	return i.Config[setUpKey] == "no" && i.Status != incus.Running
 }
@@ -94,11 +98,43 @@ func (s *Server) create(ctx context.Context, name string, source imageSource) er
 	if err := s.unpack(ctx, temp, image, map[string]string{setUpKey: "no"}, nil); err != nil {
 		return err
 	}
-	if err := s.finish(ctx, temp, name); err != nil {
+	if _, shipped := source.(shippedImage); !shipped {
+		err = s.dropTemplates(temp)
+	}
+	if err == nil {
+		err = s.finish(ctx, temp, name)
+	}
+	if err != nil {
 		s.discardNow(temp)
-		return err
+	}
+	return err
+}
+
+// dropTemplates keeps Incus from writing files into a container as its image
+// says, which Incus does as root of the VM and through the container's links.
+func (s *Server) dropTemplates(name string) error {
+	path := s.cfg.containerDir(name) + "/metadata.yaml"
+	data, err := readAtMost(path, 1<<20)
+	if err == nil {
+		data, err = archive.WithoutTemplates(data)
+	}
+	if err == nil {
+		err = renameio.WriteFile(path, data, 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("the image's metadata.yaml: %w", err)
 	}
 	return nil
+}
+
+// readAtMost reads the beginning of a file.
+func readAtMost(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, most))
 }
 
 // unpack makes a container of an image. Nothing remains when it fails.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -87,12 +88,18 @@ func (d *daemon) stop(sig unix.Signal, grace time.Duration) {
 	k := d.keeping
 	d.keeping = nil
 	d.mu.Unlock()
-	if k == nil {
-		return
+	var p *process
+	if k != nil {
+		k.end()
+		<-k.done
+		p = k.current()
 	}
-	k.end()
-	<-k.done
-	p := k.current()
+	if p == nil {
+		// One of an earlier tremplin, which was not found yet.
+		if pid := d.leftBehind(); pid > 0 {
+			p, _ = d.takeOver(pid)
+		}
+	}
 	if p == nil {
 		return
 	}
@@ -152,6 +159,9 @@ func (d *daemon) keep(ctx context.Context, k *keeping) {
 	for ctx.Err() == nil {
 		begun := time.Now()
 		p, err := d.find(ctx)
+		if ctx.Err() != nil && p == nil {
+			return // what was looked for may run all the same
+		}
 		if err == nil && p == nil {
 			p, err = d.launch()
 		}
@@ -180,15 +190,26 @@ func (d *daemon) keep(ctx context.Context, k *keeping) {
 	}
 }
 
-// find returns the incusd that answers already, or nil.
+// find returns the incusd that runs already, or nil.
 func (d *daemon) find(ctx context.Context) (*process, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	s, err := d.client.Server(ctx)
-	if err != nil || s.Environment.PID <= 0 {
+	pid := 0
+	if s, err := d.client.Server(ctx); err == nil {
+		pid = s.Environment.PID
+	}
+	if pid <= 0 {
+		pid = d.leftBehind()
+	}
+	if pid <= 0 {
 		return nil, nil
 	}
-	pid := s.Environment.PID
+	return d.takeOver(pid)
+}
+
+// takeOver watches an incusd that is not our child. It returns nil when that
+// has ended.
+func (d *daemon) takeOver(pid int) (*process, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return nil, nil
@@ -213,13 +234,16 @@ func (d *daemon) find(ctx context.Context) (*process, error) {
 	return p, nil
 }
 
+// incusdArgs are the first arguments of an incusd; its helpers have others.
+var incusdArgs = []string{"--group", "root"}
+
 // launch starts incusd in a session of its own, so that it and the containers
 // outlive us.
 func (d *daemon) launch() (*process, error) {
 	if err := os.MkdirAll(d.cfg.IncusDir, 0o711); err != nil {
 		return nil, err
 	}
-	args := []string{"--group", "root"}
+	args := slices.Clone(incusdArgs)
 	if _, err := os.Stat("/dev/log"); err == nil {
 		args = append(args, "--syslog")
 	}

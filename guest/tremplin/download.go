@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/auberge-vm/auberge/guest/tremplin/archive"
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
 )
 
@@ -26,8 +27,10 @@ type remoteImage struct {
 	server, alias string
 }
 
-func (r remoteImage) fetch(ctx context.Context, progress func(int32)) (string, func(), error) {
+func (r remoteImage) fetch(ctx context.Context, progress func(int32)) (_ string, _ func(), err error) {
 	s := r.s
+	end := s.arrival()
+	defer func() { end(err) }()
 	progress(0)
 	op, err := s.incus.DownloadImage(ctx, r.server, r.alias)
 	if err == nil {
@@ -108,7 +111,8 @@ func downloadPercent(text string) int32 {
 }
 
 // verify compares an image's files with its fingerprint, which their sum is:
-// some servers of Incus believe what a simplestreams server says.
+// some servers of Incus believe what a simplestreams server says. Nor does Incus
+// look at what it unpacks.
 func (s *Server) verify(ctx context.Context, fingerprint string) error {
 	h := sha256.New()
 	for _, suffix := range []string{"", ".rootfs"} {
@@ -128,7 +132,12 @@ func (s *Server) verify(ctx context.Context, fingerprint string) error {
 	if got := hex.EncodeToString(h.Sum(nil)); got != fingerprint {
 		return fmt.Errorf("its files have the fingerprint %s instead of %s", got, fingerprint)
 	}
-	return nil
+	f, err := os.Open(filepath.Join(s.cfg.IncusDir, "images", fingerprint))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return archive.Inspect(contextReader{ctx, f})
 }
 
 // A contextReader stops reading when its context ends.

@@ -85,45 +85,46 @@ func (s *Server) sink(path string) (*sink, error) {
 		// The host closes when it has all, or gives up.
 		return &sink{Writer: w, finish: func() error { defer closing(); return w.Close() }, abandon: closing, stop: closing}, nil
 	}
+	return s.fileSink(path)
+}
+
+// fileSink writes a file that has no name until it is whole: whatever ends us
+// before, nothing stays of it.
+func (s *Server) fileSink(path string) (*sink, error) {
 	if err := os.MkdirAll(s.cfg.TransferDir, 0o700); err != nil {
 		return nil, err
 	}
-	f, err := s.openTransfer(path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	dir, name, err := s.openTransferDir(path)
 	if err != nil {
 		return nil, err
 	}
-	remove := func() { s.removeTransfer(path, f); f.Close() }
+	fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("cannot write %q beneath %s: %w", path, s.cfg.TransferDir, err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	// Either is harmless after the other.
+	drop := func() {
+		f.Close()
+		dir.Close()
+	}
 	return &sink{
 		Writer: f,
 		finish: func() error {
-			err := f.Sync()
-			if err != nil {
-				remove()
+			defer drop()
+			if err := f.Sync(); err != nil {
 				return err
 			}
-			return f.Close()
+			err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), int(dir.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+			if err != nil {
+				return fmt.Errorf("cannot give the file the name %q beneath %s: %w", path, s.cfg.TransferDir, err)
+			}
+			return dir.Sync()
 		},
-		abandon: remove,
+		abandon: drop,
 		stop:    func() {},
 	}, nil
-}
-
-// removeTransfer removes a file beneath the directory of transfers, which is
-// the one that is open.
-func (s *Server) removeTransfer(path string, f *os.File) {
-	rest, err := s.transferPath(path)
-	if err == nil {
-		var root *os.Root
-		if root, err = os.OpenRoot(s.cfg.TransferDir); err == nil {
-			defer root.Close()
-			err = root.Remove(rest)
-		}
-	}
-	if err != nil {
-		// At least it takes no room.
-		f.Truncate(0)
-		s.log.Error("a file that is not whole stays, empty", "path", path, "err", err)
-	}
 }
 
 type exporting struct {

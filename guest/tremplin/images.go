@@ -65,10 +65,49 @@ func (s *Server) source(req *pb.CreateContainerRequest) (imageSource, error) {
 
 // imageStore knows which images operations use.
 type imageStore struct {
-	mu    sync.Mutex
-	users map[string]int
+	mu       sync.Mutex
+	users    map[string]int
+	arriving int  // images that operations are getting
+	failed   bool // one of them did not arrive, or so it seemed
 	// One upload of the shipped image at a time.
-	shipping sync.Mutex
+	shipping chan struct{}
+}
+
+func newImageStore() imageStore { return imageStore{shipping: make(chan struct{}, 1)} }
+
+// inUse tells whether an image is, or may be about to be.
+func (i *imageStore) inUse(fingerprint string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.arriving > 0 || i.users[fingerprint] > 0
+}
+
+// arrival notes that an operation gets an image. Incus may have got it although
+// the operation was cancelled or failed: nobody would know of it, so what
+// nobody uses is removed when nothing arrives any more.
+func (s *Server) arrival() (end func(error)) {
+	s.images.mu.Lock()
+	s.images.arriving++
+	s.images.mu.Unlock()
+	return func(err error) {
+		s.images.mu.Lock()
+		s.images.arriving--
+		s.images.failed = s.images.failed || err != nil
+		sweep := s.images.failed && s.images.arriving == 0
+		if sweep {
+			s.images.failed = false
+		}
+		s.images.mu.Unlock()
+		if sweep {
+			s.running.Go(func() {
+				ctx, cancel := cleaning()
+				defer cancel()
+				stop := context.AfterFunc(s.ctx, cancel)
+				defer stop()
+				s.removeImages(ctx)
+			})
+		}
+	}
 }
 
 func (i *imageStore) hold(fingerprint string) {
@@ -121,7 +160,7 @@ func (s *Server) removeImages(ctx context.Context) {
 	}
 	id, _ := s.shippedID()
 	for _, i := range all {
-		if got := i.Properties[shippedKey]; got != "" && got == id {
+		if got := i.Properties[shippedKey]; got != "" && got == id || s.images.inUse(i.Fingerprint) {
 			continue
 		}
 		if err := s.incus.DeleteImage(ctx, i.Fingerprint); err != nil {
@@ -170,8 +209,12 @@ func (i shippedImage) fetch(ctx context.Context, _ func(int32)) (string, func(),
 	if err != nil {
 		return "", nil, fmt.Errorf("this VM has no container image: is its tools disk attached? %w", err)
 	}
-	s.images.shipping.Lock()
-	defer s.images.shipping.Unlock()
+	select {
+	case s.images.shipping <- struct{}{}:
+		defer func() { <-s.images.shipping }()
+	case <-ctx.Done():
+		return "", nil, context.Cause(ctx)
+	}
 	all, err := s.incus.Images(ctx)
 	if err != nil {
 		return "", nil, err

@@ -22,8 +22,11 @@ import (
 // spareSpace is what an import leaves free for the containers that are there.
 const spareSpace = 64 << 20
 
-// finalKey marks a container that is whole and only lacks its name.
-const finalKey = "user.auberge.final"
+// Marks of an import that replaces a container.
+const (
+	finalKey = "user.auberge.final" // one that is whole and only lacks this name
+	awayKey  = "user.auberge.away"  // one that had this name and is to go
+)
 
 // ImportContainer makes a container of an archive, in the background. A
 // container of that name is replaced, at the very end.
@@ -110,7 +113,7 @@ func (s *Server) origin(path string) (*origin, error) {
 		}
 		return &origin{Reader: vsock.NewFrameReader(conn), close: func() { conn.Close() }}, nil
 	}
-	f, err := s.openTransfer(path, unix.O_RDONLY, 0)
+	f, err := s.openTransfer(path)
 	if err != nil {
 		return nil, err
 	}
@@ -167,12 +170,15 @@ func (m *importing) do(ctx context.Context) error {
 	if err := m.room(m.from.size + m.from.unpacked); err != nil {
 		return err
 	}
+	end := m.s.arrival()
 	image, counts, err := m.upload(ctx)
 	if err != nil {
+		end(err)
 		return err
 	}
 	release := m.s.passing(image)
 	defer release()
+	end(nil)
 	if err := m.room(counts.Bytes); err != nil {
 		return err
 	}
@@ -296,6 +302,10 @@ func (m *importing) replace(ctx context.Context, temp string) error {
 	if err := s.incus.Change(ctx, temp, map[string]string{finalKey: m.name}, nil); err != nil {
 		return err
 	}
+	// Under its other name it looks like a leftover.
+	if err := s.incus.Change(ctx, m.name, map[string]string{awayKey: m.name}, nil); err != nil {
+		return err
+	}
 	away := tempName("old")
 	if err := s.incus.Rename(ctx, m.name, away); err != nil {
 		return err
@@ -304,7 +314,7 @@ func (m *importing) replace(ctx context.Context, temp string) error {
 		back, cancel := cleaning()
 		defer cancel()
 		if undo := s.putBack(back, away, m.name); undo != nil {
-			return errors.Join(err, fmt.Errorf("the old container is called %s now: %w", away, undo))
+			return errors.Join(err, fmt.Errorf("the old container is called %s until Incus' next start: %w", away, undo))
 		}
 		return err
 	}
@@ -322,25 +332,39 @@ func (s *Server) putBack(ctx context.Context, away, name string) error {
 	return s.incus.Rename(ctx, away, name)
 }
 
-// finishReplaced gives a container its name whose import ended in the middle
+// finishReplaced gives containers their names whose import ended in the middle
 // of that.
 func (s *Server) finishReplaced(ctx context.Context, all []incus.Instance) {
-	names := map[string]bool{}
-	for _, i := range all {
-		names[i.Name] = true
-	}
-	for _, i := range all {
-		final := i.Config[finalKey]
-		if final == "" || !strings.HasPrefix(i.Name, ownPrefix) || names[final] || checkName(final) != nil {
+	for _, r := range unfinished(all) {
+		if err := s.incus.Rename(ctx, r.from, r.to); err != nil {
+			s.log.Error("a container keeps a name that is not its own", "container", r.from, "name", r.to, "err", err)
 			continue
 		}
-		if err := s.incus.Rename(ctx, i.Name, final); err != nil {
-			s.log.Error("an imported container keeps a name that is not its own", "container", i.Name, "err", err)
-			continue
-		}
-		names[final] = true
-		s.log.Info("an import that was cut short is whole", "container", final)
+		s.log.Info("an import that was cut short has left a whole container", "container", r.to, "was", r.from)
 	}
+}
+
+type renaming struct{ from, to string }
+
+// unfinished tells what is to be renamed so that nothing is lost: where nobody
+// has a name, the new container gets it, or else the old one gets it back.
+func unfinished(all []incus.Instance) []renaming {
+	taken := map[string]bool{}
+	for _, i := range all {
+		taken[i.Name] = true
+	}
+	var list []renaming
+	for _, key := range []string{finalKey, awayKey} {
+		for _, i := range all {
+			name := i.Config[key]
+			if !strings.HasPrefix(i.Name, ownPrefix) || checkName(name) != nil || taken[name] {
+				continue
+			}
+			taken[name] = true
+			list = append(list, renaming{from: i.Name, to: name})
+		}
+	}
+	return list
 }
 
 type countingReader struct {

@@ -29,6 +29,17 @@ const (
 	jobImport = "imported"
 )
 
+// limits are how long jobs may take: far longer than they do, so that only what
+// hangs is given up, and its container is free for the next try.
+var limits = map[string]time.Duration{
+	jobCreate: 6 * time.Hour, // by a slow network
+	jobDelete: 15 * time.Minute,
+	jobStart:  15 * time.Minute,
+	jobStop:   15 * time.Minute,
+	jobExport: 24 * time.Hour,
+	jobImport: 24 * time.Hour,
+}
+
 // A job is one operation on a container.
 type job struct {
 	kind   string
@@ -41,6 +52,7 @@ type jobs struct {
 	mu      sync.Mutex
 	all     map[string]*job
 	closed  bool
+	limits  map[string]time.Duration
 	ctx     context.Context
 	end     context.CancelCauseFunc
 	running sync.WaitGroup
@@ -48,7 +60,7 @@ type jobs struct {
 
 func newJobs() *jobs {
 	ctx, end := context.WithCancelCause(context.Background())
-	return &jobs{all: map[string]*job{}, ctx: ctx, end: end}
+	return &jobs{all: map[string]*job{}, limits: limits, ctx: ctx, end: end}
 }
 
 // lastWords is how long a job may take from its notice of the end to the end.
@@ -98,6 +110,12 @@ func (j *jobs) run(name, kind string, do func(context.Context)) error {
 	}
 	j.running.Go(func() {
 		defer finish()
+		if most := j.limits[kind]; most > 0 {
+			late := fmt.Errorf("the container %s was not %s within %s", name, kind, most)
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeoutCause(ctx, most, late)
+			defer cancel()
+		}
 		do(ctx)
 	})
 	return nil

@@ -121,7 +121,7 @@ func (s *Server) Run(ctx context.Context, face, transfers net.Listener) error {
 func (s *Server) resume() {
 	ctx, cancel := context.WithTimeout(s.ctx, 5*time.Second)
 	defer cancel()
-	if _, err := s.incus.Server(ctx); err == nil {
+	if _, err := s.incus.Server(ctx); err == nil || s.daemon.leftBehind() > 0 {
 		s.beginLxd(false)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -150,12 +151,24 @@ func (s *Server) startNow(ctx context.Context, i incus.Instance, req *pb.StartCo
 	if err := s.writeKeys(i, req); err != nil {
 		return fmt.Errorf("the container's ssh keys: %w", err)
 	}
+	config = inUse(i, config)
 	if !sameDevices(i.Devices, devices) || changes(i.Config, config) {
 		if err := s.incus.Change(ctx, i.Name, config, devices); err != nil {
 			return fmt.Errorf("the container's settings: %w", err)
 		}
 	}
 	return s.incus.Start(ctx, i.Name)
+}
+
+// inUse adds that a container is no longer one that may be made anew: what runs
+// in it is somebody's, whether or not anybody has set up its user.
+func inUse(i incus.Instance, config map[string]string) map[string]string {
+	if i.Config[setUpKey] != "no" {
+		return config
+	}
+	all := map[string]string{setUpKey: "yes"}
+	maps.Copy(all, config)
+	return all
 }
 
 func sameDevices(have, want incus.Devices) bool {

@@ -174,6 +174,29 @@ func TestOneJobForEachContainer(t *testing.T) {
 	}
 }
 
+func TestAJobThatHangsIsGivenUp(t *testing.T) {
+	j := newJobs()
+	j.limits = map[string]time.Duration{jobStart: time.Millisecond}
+	var why error
+	cancelled := true
+	err := j.run("penguin", jobStart, func(ctx context.Context) {
+		<-ctx.Done()
+		why, cancelled = context.Cause(ctx), wasCancelled(ctx)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.wait()
+	if why == nil || cancelled || why.Error() != "the container penguin was not started within 1ms" {
+		t.Error(why, cancelled)
+	}
+	for _, kind := range []string{jobCreate, jobDelete, jobStart, jobStop, jobExport, jobImport} {
+		if limits[kind] == 0 {
+			t.Errorf("what is to be %s may hang for ever", kind)
+		}
+	}
+}
+
 type listener struct {
 	pb.UnimplementedTremplinListenerServer
 	mu    sync.Mutex

@@ -20,6 +20,10 @@ const maxAnswer = 16 << 20
 // dialTimeout bounds a connection's making; the server is on this machine.
 const dialTimeout = 5 * time.Second
 
+// callWait bounds one short call and its turn. Incus' own patience with its
+// database is less than that.
+const callWait = 3 * time.Minute
+
 // A Client calls one server. It keeps nothing of it, so the server may be
 // another one after each call.
 type Client struct {
@@ -28,13 +32,14 @@ type Client struct {
 	// turn is held during short calls. Incus 6.0 can answer several at once,
 	// but now and then its database then stands still for its timeout of 30 s.
 	turn chan struct{}
+	wait time.Duration // callWait, unless a test has no time
 }
 
 // New returns a client of the server that listens, or will, at a socket.
 func New(socket string) *Client {
 	d := net.Dialer{Timeout: dialTimeout}
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) }
-	return &Client{socket: socket, turn: make(chan struct{}, 1), http: &http.Client{Transport: &http.Transport{
+	return &Client{socket: socket, turn: make(chan struct{}, 1), wait: callWait, http: &http.Client{Transport: &http.Transport{
 		DialContext: dial, DisableCompression: true, MaxIdleConns: 4, MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second,
 	}}}
 }
@@ -95,6 +100,8 @@ func (c *Client) call(ctx context.Context, method, path string, body, out any) (
 		r = bytes.NewReader(data)
 		header.Set("Content-Type", "application/json")
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.wait)
+	defer cancel()
 	select {
 	case c.turn <- struct{}{}:
 		defer func() { <-c.turn }()

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestAnAnswerIsRead(t *testing.T) {
@@ -66,6 +67,28 @@ func TestAnAnswerIsBounded(t *testing.T) {
 	defer c.Close()
 	if _, err := c.Server(t.Context()); err == nil || !strings.Contains(err.Error(), "larger") {
 		t.Error(err)
+	}
+}
+
+// A server that takes a call and never answers keeps nobody for ever, nor the
+// calls that wait for their turn. It is not Incus, which cannot be made to.
+func TestAServerThatHangsIsGivenUp(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c := New(path)
+	defer c.Close()
+	c.wait = 20 * time.Millisecond
+	for range 2 {
+		if _, err := c.Server(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	}
+	if len(c.turn) != 0 {
+		t.Error("the turn was not given back")
 	}
 }
 

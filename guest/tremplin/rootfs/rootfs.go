@@ -88,19 +88,36 @@ func (r *Root) ReadFile(name string, limit int64) ([]byte, error) {
 	return data, err
 }
 
-func (r *Root) read(name string, limit int64) ([]byte, unix.Stat_t, error) {
+// openRegular opens a regular file. Devices, which an image may have of any
+// kind, are not opened at all: that alone can have effects on the VM.
+func (r *Root) openRegular(op, name string, flags uint64) (*os.File, unix.Stat_t, error) {
 	var st unix.Stat_t
-	f, err := r.open("read", name, unix.O_RDONLY, 0)
+	at, err := r.open(op, name, flags&unix.O_NOFOLLOW|unix.O_PATH, 0)
+	if err != nil {
+		return nil, st, err
+	}
+	defer at.Close()
+	fd := int(at.Fd())
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, st, &fs.PathError{Op: op, Path: name, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, st, &fs.PathError{Op: op, Path: name, Err: errors.New("not a regular file")}
+	}
+	// What was looked at, whatever has the name by now.
+	fd, err = unix.Open("/proc/self/fd/"+strconv.Itoa(fd), int(flags&^unix.O_NOFOLLOW)|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, st, &fs.PathError{Op: op, Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), st, nil
+}
+
+func (r *Root) read(name string, limit int64) ([]byte, unix.Stat_t, error) {
+	f, st, err := r.openRegular("read", name, unix.O_RDONLY)
 	if err != nil {
 		return nil, st, err
 	}
 	defer f.Close()
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, st, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, st, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")}
-	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, st, err

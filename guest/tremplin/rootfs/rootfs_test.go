@@ -196,3 +196,27 @@ func TestOwnersAreShifted(t *testing.T) {
 		}
 	}
 }
+
+// To open a device can have effects in the VM. A FIFO stands for one here.
+func TestOnlyRegularFilesAreOpened(t *testing.T) {
+	root, dir, _ := container(t)
+	for _, name := range []string{"/etc/os-release", "/etc/.pwd.lock"} {
+		must(t, unix.Mkfifo(dir+name, 0o600))
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	must(t, err)
+	defer unix.Close(fd)
+	for _, name := range []string{"/etc/os-release", "/etc/.pwd.lock"} {
+		_, err := unix.InotifyAddWatch(fd, dir+name, unix.IN_OPEN)
+		must(t, err)
+	}
+	if _, err := root.ReadFile("/etc/os-release", 100); err == nil {
+		t.Error("a FIFO was read")
+	}
+	if _, _, err := root.SetUpUser(t.Context(), users); err == nil {
+		t.Error("a FIFO was locked")
+	}
+	if n, err := unix.Read(fd, make([]byte, 4096)); err != unix.EAGAIN {
+		t.Errorf("it was opened: %d, %v", n, err)
+	}
+}

@@ -151,19 +151,14 @@ func (r *Root) lockAccounts(ctx context.Context) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
 	const name = "/etc/.pwd.lock"
-	f, err := r.open("lock", name, unix.O_RDWR|unix.O_NOFOLLOW, 0)
+	f, _, err := r.openRegular("lock", name, unix.O_RDWR|unix.O_NOFOLLOW)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = r.WriteFile(name, nil, 0o600, 0, 0); err == nil {
-			f, err = r.open("lock", name, unix.O_RDWR|unix.O_NOFOLLOW, 0)
+			f, _, err = r.openRegular("lock", name, unix.O_RDWR|unix.O_NOFOLLOW)
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the accounts cannot be locked: %w", err)
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		f.Close()
-		return nil, fmt.Errorf("the accounts cannot be locked: %s is no regular file", name)
 	}
 	retry := time.NewTicker(lockPause)
 	defer retry.Stop()
