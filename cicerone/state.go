@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/google/renameio/v2"
 	"google.golang.org/protobuf/proto"
@@ -106,6 +107,21 @@ func (s *Service) readApps(k key, container string) *appspb.ApplicationList {
 	return list
 }
 
+// removeApps removes the list of a container that was deleted.
+func (v *vm) removeApps(container string) {
+	defer v.saveTurn()()
+	v.s.mu.Lock()
+	c := v.containers[container] // there may be another one already
+	keep := v.gone || v.s.vms[v.key] != v || c != nil && c.apps != nil
+	v.s.mu.Unlock()
+	if keep {
+		return
+	}
+	if err := os.Remove(v.s.appsPath(v.key, container)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		v.log.Warn("the list of applications of a deleted container is left over", "container", container, "err", err)
+	}
+}
+
 func (s *Service) removeApps(k key) {
 	paths, err := filepath.Glob(s.appsPath(k, "*"))
 	for _, p := range paths {
@@ -134,11 +150,42 @@ func (v *vm) snapshot() record {
 	return r
 }
 
+// A saveLine is where those wait that write what is of one VM.
+type saveLine struct {
+	turn    sync.Mutex
+	waiting int // and writing
+}
+
 // saveTurn lets one at a time write what is of a VM; what it returns ends that.
+// VMs of other names, which may be other users', do not wait for each other.
 func (v *vm) saveTurn() func() {
-	turn := v.s.saveTurns[len(v.key.name)%len(v.s.saveTurns)]
-	turn <- struct{}{}
-	return func() { <-turn }
+	s := v.s
+	s.mu.Lock()
+	l := s.saveLines[v.key]
+	if l == nil {
+		l = &saveLine{}
+		s.saveLines[v.key] = l
+	}
+	l.waiting++
+	s.mu.Unlock()
+	l.turn.Lock()
+	return func() {
+		l.turn.Unlock()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if l.waiting--; l.waiting == 0 {
+			delete(s.saveLines, v.key)
+		}
+	}
+}
+
+// saveSoon is save for those who do not wait for it, once for all of them; mu
+// is held.
+func (v *vm) saveSoon() {
+	if v.saving {
+		return
+	}
+	v.saving = v.s.beginLocked(v.save)
 }
 
 func (v *vm) isGone() bool {
@@ -152,6 +199,7 @@ func (v *vm) isGone() bool {
 func (v *vm) save() {
 	defer v.saveTurn()()
 	v.s.mu.Lock()
+	v.saving = false // what comes now is not in this one
 	r := v.snapshot()
 	// The name may have another VM by now, whose record it is.
 	other := v.s.vms[v.key] != v && (!v.gone || v.s.vms[v.key] != nil)
