@@ -2,12 +2,15 @@ package cicerone_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -244,5 +247,42 @@ func TestStreamsAreFew(t *testing.T) {
 	}
 	if begun != 16 || !strings.Contains(fmt.Sprint(err), "in progress") {
 		t.Errorf("%d begin, then: %v", begun, err)
+	}
+}
+
+// Of VMs that are gone for good not everything is kept.
+func TestRecordsOfStoppedVMsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	m.running(s, "penguin", 10000)
+	old := time.Now().Add(-time.Hour)
+	for i := range 300 {
+		name := fmt.Sprint("gone", i)
+		sum := sha256.Sum256(fmt.Appendf(nil, "%d\x00\x00%s", uid, name))
+		path := filepath.Join(w.state, hex.EncodeToString(sum[:16])+".json")
+		if err := os.WriteFile(path, fmt.Appendf(nil, `{"uid":%d,"name":%q,"names":["penguin"]}`, uid, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runs, _ := w.up(s, "runs", 34)
+	runs.running(s, "penguin", 10000)
+	if _, err := s.NotifyVmStopped(t.Context(), subject(), &pb.NotifyVmStoppedRequest{VmName: "termina"}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "old records are removed", func() bool { return len(glob(t, w, "*.json")) == 257 })
+	s.Close()
+	// What runs, and what has just stopped, is known.
+	s = w.serve()
+	if !w.isRunning(s, "runs", "penguin") {
+		t.Error("a VM that runs is forgotten")
+	}
+	again := w.boot("termina", 35)
+	again.announce(s)
+	if list, err := s.ListContainers(t.Context(), subject(), "termina"); err != nil || len(list) == 0 {
+		t.Errorf("%v, %v", list, err)
 	}
 }

@@ -85,6 +85,8 @@ type Service struct {
 
 	// takeTurn lets one at a time take up VMs.
 	takeTurn chan struct{}
+	// pruneTurn lets one at a time look through the records.
+	pruneTurn chan struct{}
 	// saveLines are where records are written; mu guards the table.
 	saveLines map[key]*saveLine
 	// streams counts the files of each user that are used.
@@ -122,7 +124,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	}
 	quit, stop := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, log: cfg.Log, vms: map[key]*vm{}, dialogs: map[string]*dialog{},
-		takeTurn: make(chan struct{}, 1), saveLines: map[key]*saveLine{}, streams: map[uint32]int{},
+		takeTurn: make(chan struct{}, 1), pruneTurn: make(chan struct{}, 1), saveLines: map[key]*saveLine{}, streams: map[uint32]int{},
 		quit: quit, stop: stop}
 	s.before = s.records()
 	if err := s.Resync(ctx); err != nil {

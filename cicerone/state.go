@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/renameio/v2"
 	"google.golang.org/protobuf/proto"
@@ -158,13 +159,14 @@ type saveLine struct {
 
 // saveTurn lets one at a time write what is of a VM; what it returns ends that.
 // VMs of other names, which may be other users', do not wait for each other.
-func (v *vm) saveTurn() func() {
-	s := v.s
+func (v *vm) saveTurn() func() { return v.s.saveTurn(v.key) }
+
+func (s *Service) saveTurn(k key) func() {
 	s.mu.Lock()
-	l := s.saveLines[v.key]
+	l := s.saveLines[k]
 	if l == nil {
 		l = &saveLine{}
-		s.saveLines[v.key] = l
+		s.saveLines[k] = l
 	}
 	l.waiting++
 	s.mu.Unlock()
@@ -174,7 +176,7 @@ func (v *vm) saveTurn() func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if l.waiting--; l.waiting == 0 {
-			delete(s.saveLines, v.key)
+			delete(s.saveLines, k)
 		}
 	}
 }
@@ -212,6 +214,49 @@ func (v *vm) save() {
 	}
 	if err := v.s.write(v.key, r); err != nil {
 		v.log.Error("what must be known after a restart is not written down", "err", err)
+	}
+}
+
+// maxStopped is of how many VMs of a user that do not run the containers' names
+// are kept. Nobody says here that a VM's disk was erased.
+const maxStopped = 256
+
+// prune removes a user's oldest records of VMs that do not run.
+func (s *Service) prune(uid uint32) {
+	if err := turn(s.quit, s.pruneTurn); err != nil {
+		return
+	}
+	defer func() { <-s.pruneTurn }()
+	type stopped struct {
+		key   key
+		since time.Time
+	}
+	var all []stopped
+	for k, r := range s.records() {
+		if k.uid != uid || r.CID != 0 {
+			continue
+		}
+		if fi, err := os.Stat(s.recordPath(k)); err == nil {
+			all = append(all, stopped{k, fi.ModTime()})
+		}
+	}
+	slices.SortFunc(all, func(a, b stopped) int { return b.since.Compare(a.since) })
+	for _, o := range all[min(len(all), maxStopped):] {
+		s.forgetStopped(o.key)
+	}
+}
+
+// forgetStopped removes a record unless the VM runs again.
+func (s *Service) forgetStopped(k key) {
+	defer s.saveTurn(k)()
+	s.mu.Lock()
+	runs := s.vms[k] != nil
+	s.mu.Unlock()
+	if runs {
+		return
+	}
+	if err := os.Remove(s.recordPath(k)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.log.Warn("the record of a VM that has stopped is left over", "err", err)
 	}
 }
 

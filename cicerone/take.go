@@ -168,6 +168,7 @@ func (s *Service) drop(v *vm, why string) {
 		v.save()
 		closeUnused(unused...)
 		v.hangUp()
+		s.prune(v.key.uid)
 	})
 }
 
