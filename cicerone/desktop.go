@@ -57,6 +57,12 @@ func (l containerListener) UpdateApplicationList(ctx context.Context, r *cpb.Upd
 	if proto.Size(r) > maxAppBytes {
 		return nil, status.Errorf(codes.ResourceExhausted, "the list is longer than %d bytes", maxAppBytes)
 	}
+	v.s.mu.Lock()
+	allowed := c.lists.allow(time.Now())
+	v.s.mu.Unlock()
+	if !allowed {
+		return nil, status.Errorf(codes.ResourceExhausted, "more than %d lists in %s", c.lists.limit, c.lists.span)
+	}
 	list := &appspb.ApplicationList{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, VmType: v.appType()}
 	for _, a := range r.GetApplication() {
 		app, err := appOf(a)

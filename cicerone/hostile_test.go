@@ -2,6 +2,7 @@ package cicerone_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -114,9 +115,27 @@ func TestFlood(t *testing.T) {
 		t.Errorf("%d URLs", len(w.urls))
 	}
 	w.mu.Unlock()
+	// Another VM's token, and half requests: calls without their
+	// message, as many as there may be, and more.
+	if _, err := m.container.OpenUrl(t.Context(), &cpb.OpenUrlRequest{Token: quietToken, Url: "https://example.org"}); err == nil {
+		t.Error("another VM's token is taken")
+	}
+	half, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
+	for range 4 {
+		line := m.line(8889)
+		for range 32 {
+			if _, err := line.NewStream(half, &grpc.StreamDesc{ClientStreams: true}, "/vm_tools.container.ContainerListener/OpenUrl"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	must(t)(quiet.container.LowDiskSpaceTriggered(t.Context(), &cpb.LowDiskSpaceTriggeredInfo{Token: quietToken}))
+	next[*pb.LowDiskSpaceTriggeredSignal](w, "LowDiskSpaceTriggered")
+	giveUp()
 	// Connections that say nothing, and such that never end a call.
 	var conns []net.Conn
-	for range 500 {
+	for range 3000 {
 		c, err := net.Dial("unix", m.path("h", 8889))
 		if err != nil {
 			break // the queue is full

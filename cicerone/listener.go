@@ -39,15 +39,17 @@ func (l containerListener) check(token string) (*container, error) {
 		return nil, status.Error(codes.Unavailable, errClosed.Error())
 	case v.gone:
 		return nil, status.Error(codes.FailedPrecondition, "the VM has stopped")
-	case !v.messages.allow(time.Now()):
+	}
+	c, now := v.byToken(token), time.Now()
+	// Neither who has no token nor one container takes the others' share.
+	switch {
+	case c == nil && !v.strangers.allow(now), c != nil && !(c.messages.allow(now) && v.messages.allow(now)):
 		return nil, status.Error(codes.ResourceExhausted, "too many calls")
 	case token == "":
 		return nil, status.Error(codes.InvalidArgument, "the token is empty")
 	case len(token) > tokenLength:
 		return nil, status.Error(codes.InvalidArgument, "the token is longer than 36 bytes")
-	}
-	c := v.byToken(token)
-	if c == nil {
+	case c == nil:
 		return nil, status.Error(codes.FailedPrecondition, "the token is of no container of this VM")
 	}
 	return c, nil
@@ -72,7 +74,9 @@ func (l containerListener) ContainerReady(ctx context.Context, r *cpb.ContainerS
 	v, token, port := l.v, r.GetToken(), r.GetGarconPort()
 	c, err := l.check(token)
 	if err != nil {
-		v.log.Warn("an agent without a valid token", "err", err)
+		if status.Code(err) != codes.ResourceExhausted { // which there is no end of
+			v.log.Warn("an agent without a valid token", "err", err)
+		}
 		return nil, err
 	}
 	if port < garcon.FirstPort || port > garcon.LastPort {
@@ -231,8 +235,25 @@ func (l containerListener) UninstallPackageProgress(_ context.Context, r *cpb.Un
 	return heard, nil
 }
 
-// maxLines bounds how many lines of a playbook's output are told at once.
-const maxLines = 1024
+// maxLines bounds how many lines of a playbook's output are told at once,
+// maxOutput how many bytes: more signals than one may wait to be sent.
+const (
+	maxLines  = 1024
+	maxOutput = 64 << 10
+)
+
+// outputOf is a playbook's output as it is told.
+func outputOf(all []string) (lines []string) {
+	left := maxOutput
+	for _, s := range all[:min(len(all), maxLines)] {
+		s = wire.Text(s, maxDetails)
+		if left -= len(s); left < 0 {
+			return append(lines, "(cut)")
+		}
+		lines = append(lines, s)
+	}
+	return lines
+}
 
 func (l containerListener) ApplyAnsiblePlaybookProgress(_ context.Context, r *cpb.ApplyAnsiblePlaybookProgressInfo) (*vmtoolspb.EmptyMessage, error) {
 	c, err := l.runs(r.GetToken())
@@ -240,10 +261,7 @@ func (l containerListener) ApplyAnsiblePlaybookProgress(_ context.Context, r *cp
 		return nil, err
 	}
 	v, details := l.v, wire.Text(r.GetFailureDetails(), maxDetails)
-	var lines []string
-	for _, s := range r.GetStatusString()[:min(len(r.GetStatusString()), maxLines)] {
-		lines = append(lines, wire.Text(s, maxDetails))
-	}
+	lines := outputOf(r.GetStatusString())
 	v.s.mu.Lock()
 	defer v.s.mu.Unlock()
 	o := v.op(opAnsible, c.name)
@@ -302,7 +320,7 @@ func (l containerListener) InhibitScreensaver(_ context.Context, r *cpb.InhibitS
 		return nil, status.Errorf(codes.ResourceExhausted, "more than %d inhibitions", maxInhibits)
 	}
 	c.inhibits[r.GetCookie()] = true
-	v.s.beginLocked(v.save)
+	v.saveSoon()
 	v.emit(SignalInhibitScreensaver, &pb.InhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
 		Cookie: uint32(r.GetCookie()), Client: wire.Text(r.GetClient(), 256), Reason: wire.Text(r.GetReason(), 256)})
 	return heard, nil
@@ -320,7 +338,7 @@ func (l containerListener) UninhibitScreensaver(_ context.Context, r *cpb.Uninhi
 		return heard, nil
 	}
 	delete(c.inhibits, r.GetCookie())
-	v.s.beginLocked(v.save)
+	v.saveSoon()
 	v.emit(SignalUninhibitScreensaver, &pb.UninhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, Cookie: uint32(r.GetCookie())})
 	return heard, nil
 }

@@ -88,6 +88,9 @@ func (v *vm) beginOp(kind opKind, container string) (o *operation, fresh bool, e
 	}
 	k := opKey{kind, container}
 	if o = v.ops[k]; o != nil {
+		if kind == opStop || kind == opDelete {
+			o.mark() // who comes later is told that it goes on, and waits for the signal
+		}
 		return o, false, nil
 	}
 	if len(v.ops) >= maxOperations {
@@ -95,7 +98,7 @@ func (v *vm) beginOp(kind opKind, container string) (o *operation, fresh bool, e
 	}
 	o = newOperation(kind, container)
 	v.ops[k] = o
-	v.s.beginLocked(v.save)
+	v.saveSoon()
 	v.s.beginLocked(func() { v.watch(o) })
 	return o, true, nil
 }
@@ -133,7 +136,7 @@ func (v *vm) accepted(o *operation) {
 	if v.ops[o.key()] == o {
 		o.mark()
 		o.accepted = true
-		v.s.beginLocked(v.save)
+		v.saveSoon()
 	}
 }
 
@@ -158,7 +161,7 @@ func (v *vm) endOp(o *operation, err error, signal string, msg proto.Message) {
 		o.stream.cancel()
 	}
 	v.notice()
-	v.s.beginLocked(v.save)
+	v.saveSoon()
 }
 
 // fail ends an operation with its signal of failure.

@@ -85,9 +85,13 @@ type Service struct {
 
 	// takeTurn lets one at a time take up VMs.
 	takeTurn chan struct{}
-	// saveTurns let one at a time write the record of a VM.
-	saveTurns [8]chan struct{}
-	running   sync.WaitGroup
+	// pruneTurn lets one at a time look through the records.
+	pruneTurn chan struct{}
+	// saveLines are where records are written; mu guards the table.
+	saveLines map[key]*saveLine
+	// streams counts the files of each user that are used.
+	streams map[uint32]int
+	running sync.WaitGroup
 	// quit ends every goroutine of the service; what runs in guests stays.
 	quit context.Context
 	stop context.CancelFunc
@@ -120,10 +124,8 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 	}
 	quit, stop := context.WithCancel(context.Background())
 	s := &Service{cfg: cfg, log: cfg.Log, vms: map[key]*vm{}, dialogs: map[string]*dialog{},
-		takeTurn: make(chan struct{}, 1), quit: quit, stop: stop}
-	for i := range s.saveTurns {
-		s.saveTurns[i] = make(chan struct{}, 1)
-	}
+		takeTurn: make(chan struct{}, 1), pruneTurn: make(chan struct{}, 1), saveLines: map[key]*saveLine{}, streams: map[uint32]int{},
+		quit: quit, stop: stop}
 	s.before = s.records()
 	if err := s.Resync(ctx); err != nil {
 		s.log.Warn("running VMs are not known yet", "err", err)

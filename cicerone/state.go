@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/google/renameio/v2"
 	"google.golang.org/protobuf/proto"
@@ -106,6 +108,21 @@ func (s *Service) readApps(k key, container string) *appspb.ApplicationList {
 	return list
 }
 
+// removeApps removes the list of a container that was deleted.
+func (v *vm) removeApps(container string) {
+	defer v.saveTurn()()
+	v.s.mu.Lock()
+	c := v.containers[container] // there may be another one already
+	keep := v.gone || v.s.vms[v.key] != v || c != nil && c.apps != nil
+	v.s.mu.Unlock()
+	if keep {
+		return
+	}
+	if err := os.Remove(v.s.appsPath(v.key, container)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		v.log.Warn("the list of applications of a deleted container is left over", "container", container, "err", err)
+	}
+}
+
 func (s *Service) removeApps(k key) {
 	paths, err := filepath.Glob(s.appsPath(k, "*"))
 	for _, p := range paths {
@@ -134,11 +151,43 @@ func (v *vm) snapshot() record {
 	return r
 }
 
+// A saveLine is where those wait that write what is of one VM.
+type saveLine struct {
+	turn    sync.Mutex
+	waiting int // and writing
+}
+
 // saveTurn lets one at a time write what is of a VM; what it returns ends that.
-func (v *vm) saveTurn() func() {
-	turn := v.s.saveTurns[len(v.key.name)%len(v.s.saveTurns)]
-	turn <- struct{}{}
-	return func() { <-turn }
+// VMs of other names, which may be other users', do not wait for each other.
+func (v *vm) saveTurn() func() { return v.s.saveTurn(v.key) }
+
+func (s *Service) saveTurn(k key) func() {
+	s.mu.Lock()
+	l := s.saveLines[k]
+	if l == nil {
+		l = &saveLine{}
+		s.saveLines[k] = l
+	}
+	l.waiting++
+	s.mu.Unlock()
+	l.turn.Lock()
+	return func() {
+		l.turn.Unlock()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if l.waiting--; l.waiting == 0 {
+			delete(s.saveLines, k)
+		}
+	}
+}
+
+// saveSoon is save for those who do not wait for it, once for all of them; mu
+// is held.
+func (v *vm) saveSoon() {
+	if v.saving {
+		return
+	}
+	v.saving = v.s.beginLocked(v.save)
 }
 
 func (v *vm) isGone() bool {
@@ -152,6 +201,7 @@ func (v *vm) isGone() bool {
 func (v *vm) save() {
 	defer v.saveTurn()()
 	v.s.mu.Lock()
+	v.saving = false // what comes now is not in this one
 	r := v.snapshot()
 	// The name may have another VM by now, whose record it is.
 	other := v.s.vms[v.key] != v && (!v.gone || v.s.vms[v.key] != nil)
@@ -164,6 +214,49 @@ func (v *vm) save() {
 	}
 	if err := v.s.write(v.key, r); err != nil {
 		v.log.Error("what must be known after a restart is not written down", "err", err)
+	}
+}
+
+// maxStopped is of how many VMs of a user that do not run the containers' names
+// are kept. Nobody says here that a VM's disk was erased.
+const maxStopped = 256
+
+// prune removes a user's oldest records of VMs that do not run.
+func (s *Service) prune(uid uint32) {
+	if err := turn(s.quit, s.pruneTurn); err != nil {
+		return
+	}
+	defer func() { <-s.pruneTurn }()
+	type stopped struct {
+		key   key
+		since time.Time
+	}
+	var all []stopped
+	for k, r := range s.records() {
+		if k.uid != uid || r.CID != 0 {
+			continue
+		}
+		if fi, err := os.Stat(s.recordPath(k)); err == nil {
+			all = append(all, stopped{k, fi.ModTime()})
+		}
+	}
+	slices.SortFunc(all, func(a, b stopped) int { return b.since.Compare(a.since) })
+	for _, o := range all[min(len(all), maxStopped):] {
+		s.forgetStopped(o.key)
+	}
+}
+
+// forgetStopped removes a record unless the VM runs again.
+func (s *Service) forgetStopped(k key) {
+	defer s.saveTurn(k)()
+	s.mu.Lock()
+	runs := s.vms[k] != nil
+	s.mu.Unlock()
+	if runs {
+		return
+	}
+	if err := os.Remove(s.recordPath(k)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.log.Warn("the record of a VM that has stopped is left over", "err", err)
 	}
 }
 

@@ -148,7 +148,8 @@ func (s *Service) NotifyVmStopped(_ context.Context, sub policy.Subject, req *pb
 func (s *Service) drop(v *vm, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if v.gone {
+	// When the service ends, all that is told by the next one, once.
+	if v.gone || s.closed {
 		return
 	}
 	v.endOps(func(*operation) bool { return true }, why)
@@ -167,6 +168,7 @@ func (s *Service) drop(v *vm, why string) {
 		v.save()
 		closeUnused(unused...)
 		v.hangUp()
+		s.prune(v.key.uid)
 	})
 }
 

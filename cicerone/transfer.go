@@ -123,11 +123,39 @@ func (s *Service) streamed(ctx context.Context, sub policy.Subject, kind opKind,
 	if err != nil {
 		return err
 	}
-	if err := v.transfer(ctx, kind, name, "", &callersFile{File: own, blocking: blocking}); err != nil {
-		own.Close()
+	file := &callersFile{File: own, blocking: blocking}
+	if err := s.takeStream(sub.Owner.UID); err != nil {
+		file.Close()
 		return err
 	}
+	file.closed = func() { s.giveStream(sub.Owner.UID) }
+	err = v.transfer(ctx, kind, name, "", file)
+	if !file.used {
+		file.Close()
+	}
+	return err
+}
+
+// maxStreams is how many files of one user's are used at a time. A regular one
+// may be on a file system of the user's own, and take for ever.
+const maxStreams = 16
+
+func (s *Service) takeStream(uid uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.streams[uid] >= maxStreams {
+		return fmt.Errorf("%d exports and imports of user %d are in progress, the most that may", maxStreams, uid)
+	}
+	s.streams[uid]++
 	return nil
+}
+
+func (s *Service) giveStream(uid uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.streams[uid]--; s.streams[uid] == 0 {
+		delete(s.streams, uid)
+	}
 }
 
 // A callersFile is the caller's file while it is used here. A pipe or socket
@@ -137,6 +165,9 @@ type callersFile struct {
 	// blocking: it did before, which is to be so again, as the caller shares
 	// this.
 	blocking bool
+	// used: it is closed by the goroutine that copies.
+	used   bool
+	closed func()
 }
 
 func (f *callersFile) Close() error {
@@ -145,7 +176,11 @@ func (f *callersFile) Close() error {
 			raw.Control(func(fd uintptr) { syscall.SetNonblock(int(fd), false) })
 		}
 	}
-	return f.File.Close()
+	err := f.File.Close()
+	if f.closed != nil {
+		f.closed()
+	}
+	return err
 }
 
 // ownFile returns a descriptor of the caller's file that outlives the call.
@@ -233,7 +268,10 @@ func (v *vm) transfer(ctx context.Context, kind opKind, name, path string, f *ca
 		return nil
 	})
 	if err != nil && st != nil {
-		<-st.copied // the file is not used any more
+		select {
+		case <-st.copied: // the file is not used any more
+		case <-ctx.Done(): // it never is done with: see maxStreams
+		}
 	}
 	return err
 }
@@ -291,9 +329,8 @@ func (v *vm) openStream(ctx context.Context, id string, kind opKind, f *callersF
 				v.streamFailed(o, err)
 			}
 		}
-		if !v.s.beginLocked(run) {
+		if f.used = v.s.beginLocked(run); !f.used {
 			c.Close()
-			f.Close()
 			cancel()
 			st.err = errClosed
 			close(st.copied)

@@ -18,7 +18,7 @@ import (
 // first.
 func (m *machine) transfers() (streams chan net.Conn, names chan string) {
 	m.w.t.Helper()
-	streams, names = make(chan net.Conn, 8), make(chan string, 8)
+	streams, names = make(chan net.Conn, 32), make(chan string, 32)
 	l, err := net.Listen("unix", m.path("", 8891))
 	if err != nil {
 		m.w.t.Fatal(err)

@@ -51,6 +51,8 @@ type vm struct {
 
 	stopping bool
 	gone     bool
+	// saving: the record will be written with what changes until then.
+	saving bool
 	// ready says that tremplin has been heard of.
 	ready bool
 	// found is when tremplin was found, and had not said that it is ready.
@@ -68,8 +70,9 @@ type vm struct {
 	names map[string]bool
 	ops   map[opKey]*operation
 	// openings are what containers ask the desktop to open, messages all that
-	// they say, reports what tremplin does, crashes those of programs.
-	openings, messages, reports, crashes, metrics window
+	// they say, strangers what is said without a token of theirs, reports what
+	// tremplin says, crashes those of programs.
+	openings, messages, strangers, reports, crashes, metrics window
 }
 
 // A container is one that runs, or may.
@@ -90,8 +93,9 @@ type container struct {
 	inhibits   map[int32]bool
 	watches    map[string]bool
 	sessions   map[int32]int32
-	// reported is when the agent has last said that it is up.
-	reported time.Time
+	// messages are what the agent says, so that it leaves some to those of the
+	// VM's other containers; lists are its lists of applications.
+	messages, lists window
 }
 
 var containerName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
@@ -130,12 +134,13 @@ func (s *Service) newVM(info VM) *vm {
 	v := &vm{s: s, info: info, key: keyOf(info.Owner, info.Name),
 		log:     s.log.With("vm", info.Name, "owner", info.Owner.Word, "cid", info.CID),
 		changed: make(chan struct{}), containers: map[string]*container{}, names: map[string]bool{},
-		ops:      map[opKey]*operation{},
-		openings: window{limit: 10, span: 15 * time.Second},
-		messages: window{limit: 1000, span: 10 * time.Second},
-		reports:  window{limit: 500, span: 10 * time.Second},
-		crashes:  window{limit: 20, span: time.Hour},
-		metrics:  window{limit: 40, span: time.Minute}}
+		ops:       map[opKey]*operation{},
+		openings:  window{limit: 10, span: 15 * time.Second},
+		messages:  window{limit: 1000, span: 10 * time.Second},
+		strangers: window{limit: 100, span: 10 * time.Second},
+		reports:   window{limit: 500, span: 10 * time.Second},
+		crashes:   window{limit: 20, span: time.Hour},
+		metrics:   window{limit: 40, span: time.Minute}}
 	v.ctx, v.end = context.WithCancel(s.quit)
 	v.tremplin = tremplin.NewClient(v.dialer(vsock.PortTremplin))
 	return v
@@ -217,7 +222,9 @@ func (v *vm) known(name string) (*container, error) {
 	if len(v.containers) >= maxContainers {
 		return nil, fmt.Errorf("VM %q has %d containers already, the most that are looked after", v.info.Name, maxContainers)
 	}
-	c := &container{name: name, inhibits: map[int32]bool{}, watches: map[string]bool{}, sessions: map[int32]int32{}}
+	c := &container{name: name, inhibits: map[int32]bool{}, watches: map[string]bool{}, sessions: map[int32]int32{},
+		messages: window{limit: 500, span: 10 * time.Second},
+		lists:    window{limit: 10, span: 10 * time.Second}}
 	v.containers[name] = c
 	v.named(name)
 	return c, nil
@@ -296,6 +303,7 @@ func (v *vm) forget(name string) (unused *garcon.Client) {
 	if c := v.containers[name]; c != nil {
 		unused = v.down(c, "the container was deleted")
 		delete(v.containers, name)
+		v.s.beginLocked(func() { v.removeApps(name) })
 	}
 	delete(v.names, name)
 	return unused

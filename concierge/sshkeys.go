@@ -115,10 +115,34 @@ func (s *Service) makeKeys(ctx context.Context, v *vm, container string) (owner,
 		return fail(err)
 	}
 	dir := s.vmKeysDir(v.owner, v.key.name)
+	if err := roomForKey(dir, container); err != nil {
+		return fail(err)
+	}
 	if own, err = keyAt(filepath.Join(dir, container+keySuffix), container); err != nil {
 		return fail(err)
 	}
 	return owner, own, nil
+}
+
+// maxKeys is how many containers of a VM, present and past, have keys. Whoever
+// starts a container names it, and has its key made, before there is one.
+const maxKeys = 256
+
+// roomForKey refuses to make one more key than a VM may have.
+func roomForKey(dir, container string) error {
+	list, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case len(list) < maxKeys:
+		return nil
+	}
+	if _, err := os.Lstat(filepath.Join(dir, container+keySuffix)); err == nil {
+		return nil // it has one
+	}
+	return fmt.Errorf("the VM has keys for %d containers already, the most that it may; they go with its disk", maxKeys)
 }
 
 // removeKeys takes away the keys of a VM's containers.

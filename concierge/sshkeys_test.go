@@ -3,6 +3,7 @@ package concierge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -160,5 +161,28 @@ func TestSSHKeysOfStrangeNames(t *testing.T) {
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// Names of containers that never are leave so many keys, and no more.
+func TestContainerKeysAreBounded(t *testing.T) {
+	b, _ := withContainers(t)
+	s := b.serve()
+	resp, err := b.startTermina(s, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cid := uint32(resp.VmInfo.Cid)
+	n := 0
+	for ; n < 300; n++ {
+		if _, _, err = s.GetContainerKeys(t.Context(), cid, fmt.Sprint("c", n)); err != nil {
+			break
+		}
+	}
+	if n != 256 || !strings.Contains(fmt.Sprint(err), "256 containers") {
+		t.Errorf("%d containers have keys, then: %v", n, err)
+	}
+	if _, _, err := s.GetContainerKeys(t.Context(), cid, "c7"); err != nil {
+		t.Errorf("the keys that are there: %v", err)
 	}
 }

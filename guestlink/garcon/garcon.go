@@ -25,6 +25,9 @@ const (
 var limits = wire.Limits{Connections: 64, Calls: 32, Message: 4 << 20, Fields: 1 << 18, Timeout: time.Minute, Idle: 2 * time.Minute,
 	Patient: []string{"SelectFile"}} // a person answers it
 
+// maxAnswerFields is enough for the icons that are asked for at once.
+const maxAnswerFields = 1 << 14
+
 // A Client calls the agent of one container.
 type Client struct {
 	pb.GarconClient
@@ -33,7 +36,7 @@ type Client struct {
 
 // NewClient returns a client that reaches the agent by dial.
 func NewClient(dial func(context.Context) (net.Conn, error)) *Client {
-	c := &wire.Conn{Dial: dial, MaxMessage: 4 << 20}
+	c := &wire.Conn{Dial: dial, MaxMessage: 4 << 20, MaxFields: maxAnswerFields}
 	return &Client{GarconClient: pb.NewGarconClient(c), conn: c}
 }
 

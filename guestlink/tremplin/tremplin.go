@@ -18,6 +18,9 @@ import (
 // operation.
 var limits = wire.Limits{Connections: 8, Calls: 16, Message: 4 << 20, Fields: 1 << 17, Timeout: time.Minute, Idle: 2 * time.Minute}
 
+// maxAnswerFields is far more than any answer has.
+const maxAnswerFields = 1 << 12
+
 // A Client calls the agent of one VM. Nothing is dialled before the first call.
 type Client struct {
 	pb.TremplinClient
@@ -26,7 +29,7 @@ type Client struct {
 
 // NewClient returns a client that reaches the agent by dial.
 func NewClient(dial func(context.Context) (net.Conn, error)) *Client {
-	c := &wire.Conn{Dial: dial, MaxMessage: 4 << 20}
+	c := &wire.Conn{Dial: dial, MaxMessage: 4 << 20, MaxFields: maxAnswerFields}
 	return &Client{TremplinClient: pb.NewTremplinClient(c), conn: c}
 }
 

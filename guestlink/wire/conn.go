@@ -31,8 +31,9 @@ type Conn struct {
 	Dial func(context.Context) (net.Conn, error)
 	// Observe may be nil.
 	Observe func(guestlink.Call)
-	// MaxMessage bounds what the agent answers, in bytes.
-	MaxMessage int
+	// MaxMessage bounds what the agent answers, in bytes, MaxFields how many
+	// fields an answer may have at all depths; zero leaves that open.
+	MaxMessage, MaxFields int
 
 	mu     sync.Mutex
 	open   *grpc.ClientConn
@@ -55,10 +56,14 @@ func (c *Conn) take() (*grpc.ClientConn, error) {
 	}
 	c.stopRest()
 	if c.open == nil {
+		answers := []grpc.CallOption{grpc.MaxCallRecvMsgSize(c.MaxMessage), grpc.WaitForReady(false)}
+		if c.MaxFields > 0 {
+			answers = append(answers, grpc.ForceCodecV2(newFewFields(c.MaxFields)))
+		}
 		open, err := grpc.NewClient("passthrough:///agent",
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.connect(ctx) }),
-			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(c.MaxMessage), grpc.WaitForReady(false)),
+			grpc.WithDefaultCallOptions(answers...),
 			grpc.WithMaxHeaderListSize(MaxHeaders),
 			grpc.WithReadBufferSize(Buffer), grpc.WithWriteBufferSize(Buffer),
 			grpc.WithNoProxy())

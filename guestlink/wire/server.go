@@ -69,7 +69,7 @@ func Serve(l net.Listener, what string, limits Limits, log *slog.Logger, registe
 		grpc.InTapHandle(func(ctx context.Context, info *tap.Info) (context.Context, error) {
 			if s.calls.Add(1) > int64(limits.Calls) {
 				s.calls.Add(-1)
-				return nil, status.Errorf(codes.ResourceExhausted, "more than %d calls at once", limits.Calls)
+				return refuse(ctx, tooMany(limits.Calls))
 			}
 			// gRPC ends the stream's context with the call.
 			context.AfterFunc(ctx, func() { s.calls.Add(-1) })
@@ -79,6 +79,12 @@ func Serve(l net.Listener, what string, limits Limits, log *slog.Logger, registe
 				ctx = bounded
 			}
 			return ctx, nil
+		}),
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			if err, ok := ctx.Value(refused{}).(error); ok {
+				return nil, err
+			}
+			return handler(ctx, req)
 		}))
 	register(s.server)
 	s.served.Go(func() {
@@ -87,6 +93,33 @@ func Serve(l net.Listener, what string, limits Limits, log *slog.Logger, registe
 		}
 	})
 	return s
+}
+
+func tooMany(calls int) error {
+	return status.Errorf(codes.ResourceExhausted, "more than %d calls at once", calls)
+}
+
+// refused is the key of the error in the context of a call that is one too
+// many.
+type refused struct{}
+
+const (
+	// soon is a deadline that may be left to itself.
+	soon = 10 * time.Second
+	// refusal is how long a call lasts that is refused.
+	refusal = 100 * time.Millisecond
+)
+
+// refuse ends a call that is one too many. gRPC keeps the timer of a call that
+// is refused here until the deadline, which the guest sets, and may be in
+// years: such a call begins, and ends before its handler.
+func refuse(ctx context.Context, err error) (context.Context, error) {
+	if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) < soon {
+		return nil, err
+	}
+	short, cancel := context.WithTimeout(context.WithValue(ctx, refused{}, err), refusal)
+	context.AfterFunc(ctx, cancel)
+	return short, nil
 }
 
 // Retire takes no more connections, lets calls in progress end, and is Close
