@@ -232,6 +232,10 @@ func (s *Service) GetServiceInfo(_ context.Context, sub policy.Subject) (map[str
 // maxDebug bounds what one guest tells for people who look for a fault.
 const maxDebug = 256 << 10
 
+// maxDebugVM is how long a VM's text may be before its agents are not asked
+// any more.
+const maxDebugVM = 1 << 20
+
 // GetDebugInformation describes VMs and what their agents say of themselves.
 func (s *Service) GetDebugInformation(ctx context.Context, sub policy.Subject, _ *pb.GetDebugInformationRequest) (*pb.GetDebugInformationResponse, error) {
 	vms := s.own(maySee(sub))
@@ -273,6 +277,10 @@ func (v *vm) debug(ctx context.Context) string {
 	}
 	for _, c := range list {
 		b.WriteString(c.head)
+		if b.Len() > maxDebugVM {
+			b.WriteString("    (too long already)\n")
+			continue
+		}
 		if _, client, err := v.agent(c.name); err == nil {
 			r, err := client.GetDebugInformation(ctx, &cpb.GetDebugInformationRequest{})
 			indent(&b, r.GetDebugInformation(), wire.Explain("ask the agent", err))
