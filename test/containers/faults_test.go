@@ -80,6 +80,8 @@ func TestFaults(t *testing.T) {
 	if s.isRunning() {
 		t.Error("it runs after ContainerShutdown")
 	}
+	// Its agent says that first; the system takes a moment longer to go down.
+	s.vmRoot("until [ \"$(incus list --format csv --columns s </dev/null 2>/dev/null)\" = STOPPED ]; do sleep 0.2; done")
 	s.startContainer()
 
 	// Incus, while it makes a container.
