@@ -11,9 +11,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
+
+	"github.com/auberge-vm/auberge/guest/garcon/turn"
 )
 
 const (
@@ -53,28 +54,17 @@ type Runner struct {
 	limit   time.Duration
 	batch   time.Duration
 
-	ctx  context.Context
-	stop context.CancelCauseFunc
-	wg   sync.WaitGroup
-
-	mu   sync.Mutex
-	busy bool
+	turn *turn.Turn
 }
 
 // New returns a runner; Close ends it. environ is what ansible-playbook gets;
 // its PATH says where that is.
 func New(environ []string, report Reporter, log *slog.Logger) *Runner {
-	ctx, stop := context.WithCancelCause(context.Background())
-	return &Runner{environ: environ, report: report, log: log, limit: applyTime, batch: batchTime, ctx: ctx, stop: stop}
+	return &Runner{environ: environ, report: report, log: log, limit: applyTime, batch: batchTime, turn: turn.New(errStopping)}
 }
 
 // Close stops what goes on and waits for its last report.
-func (r *Runner) Close() {
-	r.mu.Lock()
-	r.stop(errStopping)
-	r.mu.Unlock()
-	r.wg.Wait()
-}
+func (r *Runner) Close() { r.turn.Close() }
 
 // Apply begins to apply a playbook.
 func (r *Runner) Apply(playbook string) error {
@@ -88,19 +78,21 @@ func (r *Runner) Apply(playbook string) error {
 	if err != nil {
 		return err
 	}
-	if err := r.take(); err != nil {
+	if err := r.turn.Take(); errors.Is(err, turn.ErrTaken) {
+		return ErrBusy
+	} else if err != nil {
 		return err
 	}
 	dir, file, err := save(playbook)
 	if err != nil {
-		r.giveBack()
+		r.turn.GiveBack()
 		return err
 	}
 	j := r.prepare(program, dir, file)
 	if err := j.cmd.Start(); err != nil {
 		j.cancel()
 		os.RemoveAll(dir)
-		r.giveBack()
+		r.turn.GiveBack()
 		return fmt.Errorf("start ansible-playbook: %w", err)
 	}
 	r.log.Info("a playbook is applied", "pid", j.cmd.Process.Pid)
@@ -110,31 +102,9 @@ func (r *Runner) Apply(playbook string) error {
 			r.log.Warn("a playbook's file is left", "err", e)
 		}
 		r.log.Info("a playbook was applied", "err", err)
-		r.report.Done(err)
-		r.giveBack()
+		r.turn.End(func() { r.report.Done(err) })
 	}()
 	return nil
-}
-
-func (r *Runner) take() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case r.ctx.Err() != nil:
-		return errStopping
-	case r.busy:
-		return ErrBusy
-	}
-	r.busy = true
-	r.wg.Add(1)
-	return nil
-}
-
-func (r *Runner) giveBack() {
-	r.mu.Lock()
-	r.busy = false
-	r.mu.Unlock()
-	r.wg.Done()
 }
 
 func (r *Runner) getenv(name string) string {
@@ -181,7 +151,7 @@ type job struct {
 // prepare makes the command: the container itself is the one host, and what
 // needs root gets it by sudo.
 func (r *Runner) prepare(program, dir, file string) *job {
-	ctx, cancel := context.WithTimeoutCause(r.ctx, r.limit, errTooLong)
+	ctx, cancel := context.WithTimeoutCause(r.turn.Context, r.limit, errTooLong)
 	cmd := exec.CommandContext(ctx, program, "--become", "--connection=local", "--inventory=127.0.0.1,",
 		"--extra-vars=ansible_python_interpreter=/usr/bin/python3", file)
 	cmd.Dir = dir

@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"sync"
+
+	"github.com/auberge-vm/auberge/guest/garcon/turn"
 )
 
 // A Phase is what an operation does.
@@ -44,49 +45,16 @@ type Operations struct {
 	report Reporter
 	log    *slog.Logger
 
-	ctx  context.Context
-	stop context.CancelCauseFunc
-	wg   sync.WaitGroup
-
-	mu   sync.Mutex
-	busy bool
+	turn *turn.Turn
 }
 
 // NewOperations returns operations without any; Close ends them.
 func NewOperations(client *Client, report Reporter, log *slog.Logger) *Operations {
-	ctx, stop := context.WithCancelCause(context.Background())
-	return &Operations{client: client, report: report, log: log, ctx: ctx, stop: stop}
+	return &Operations{client: client, report: report, log: log, turn: turn.New(errStopping)}
 }
 
 // Close cancels what goes on and waits for its last report.
-func (o *Operations) Close() {
-	o.mu.Lock()
-	o.stop(errStopping)
-	o.mu.Unlock()
-	o.wg.Wait()
-}
-
-// take makes an operation the only one.
-func (o *Operations) take() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	switch {
-	case o.ctx.Err() != nil:
-		return errStopping
-	case o.busy:
-		return ErrBusy
-	}
-	o.busy = true
-	o.wg.Add(1)
-	return nil
-}
-
-func (o *Operations) giveBack() {
-	o.mu.Lock()
-	o.busy = false
-	o.mu.Unlock()
-	o.wg.Done()
-}
+func (o *Operations) Close() { o.turn.Close() }
 
 // InstallFile begins to install a package file. ctx is for the beginning only.
 func (o *Operations) InstallFile(ctx context.Context, path, uuid string) error {
@@ -122,23 +90,24 @@ func (o *Operations) RemoveOwner(ctx context.Context, path string) error {
 
 // begin returns when PackageKit has taken the operation, which then goes on.
 func (o *Operations) begin(ctx context.Context, op Operation, prepare func(context.Context) (string, []any, error)) error {
-	if err := o.take(); err != nil {
+	if err := o.turn.Take(); errors.Is(err, turn.ErrTaken) {
+		return ErrBusy
+	} else if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, queryTime)
 	defer cancel()
-	defer context.AfterFunc(o.ctx, cancel)()
+	defer context.AfterFunc(o.turn.Context, cancel)()
 	t, err := o.start(ctx, prepare)
 	if err != nil {
-		o.giveBack()
+		o.turn.GiveBack()
 		return err
 	}
 	o.log.Info("packages change", "removes", op.Removes, "uuid", op.UUID)
 	go func() {
 		err := o.follow(t, op)
 		o.log.Info("packages have changed", "removes", op.Removes, "uuid", op.UUID, "err", err)
-		o.report.Done(op, err)
-		o.giveBack()
+		o.turn.End(func() { o.report.Done(op, err) })
 	}()
 	return nil
 }
@@ -169,8 +138,8 @@ func (o *Operations) follow(t *transaction, op Operation) error {
 			o.report.Progress(op, phase, percent)
 		}
 	}
-	err := t.wait(o.ctx, o.client.silence, each)
-	if o.ctx.Err() == nil || t.said.over() {
+	err := t.wait(o.turn.Context, o.client.silence, each)
+	if o.turn.Context.Err() == nil || t.said.over() {
 		return err
 	}
 	if t.cancel() { // and it gets a moment to be over
