@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
 )
@@ -92,5 +93,21 @@ func shipped(t *testing.T, tools string) {
 		if err := os.WriteFile(tools+"/image/"+name, []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A server as it is made gets to Incus with the first upload.
+func TestTheFirstUploadWaitsForNobody(t *testing.T) {
+	dir := t.TempDir()
+	shipped(t, dir)
+	s, err := NewServer(Config{ToolsDir: dir, IncusDir: dir}, quiet(), func(context.Context) (net.Conn, error) { return nil, net.ErrClosed })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.end()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, _, err := (shippedImage{s}).fetch(ctx, nil); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without an Incus: %v", err)
 	}
 }

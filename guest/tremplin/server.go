@@ -66,7 +66,7 @@ func NewServer(cfg Config, log *slog.Logger, dial func(context.Context) (net.Con
 	s := &Server{
 		cfg: cfg, log: log, incus: client,
 		daemon: &daemon{cfg: cfg, log: log, client: client},
-		host:   host, jobs: newJobs(), moves: newTransfers(log), ctx: ctx, end: end,
+		host:   host, jobs: newJobs(), images: newImageStore(), moves: newTransfers(log), ctx: ctx, end: end,
 	}
 	s.states = newStates(s)
 	return s, nil
