@@ -12,10 +12,6 @@ func (s *stack) startContainerOfConcierge() {
 	s.t.Helper()
 	t := s.t
 	var keys conciergepb.ContainerSshKeysResponse
-	s.concierged("GetContainerSshKeys", &conciergepb.ContainerSshKeysRequest{VmName: vm}, &keys)
-	if keys.HostPrivateKey != "" || keys.ContainerPublicKey != "" || keys.Hostname != "penguin.termina.linux.test" {
-		t.Errorf("before the first start the keys are %v", &keys)
-	}
 	request := &conciergepb.StartContainerRequest{VmName: vm, ContainerUsername: "alice"}
 	var resp conciergepb.StartContainerResponse
 	s.concierged("StartContainer", request, &resp)
@@ -53,5 +49,15 @@ func (s *stack) startContainerOfConcierge() {
 	s.concierged("StartContainer", &conciergepb.StartContainerRequest{VmName: "none"}, &resp)
 	if resp.Status != conciergepb.ContainerStatus_CONTAINER_STATUS_FAILURE || !strings.Contains(resp.FailureReason, "none") {
 		t.Errorf("StartContainer in no VM: %v", &resp)
+	}
+}
+
+// noKeysYet checks that a container has no keys before its first start.
+func (s *stack) noKeysYet() {
+	s.t.Helper()
+	var keys conciergepb.ContainerSshKeysResponse
+	s.concierged("GetContainerSshKeys", &conciergepb.ContainerSshKeysRequest{VmName: vm}, &keys)
+	if keys.HostPrivateKey != "" || keys.ContainerPublicKey != "" || keys.Hostname != "penguin.termina.linux.test" {
+		s.t.Errorf("before the first start the keys are %v", &keys)
 	}
 }

@@ -33,6 +33,7 @@ func TestContainerLife(t *testing.T) {
 		t.Error("the container runs before it was started")
 	}
 
+	s.noKeysYet()
 	started := s.startContainer()
 	if started.VmName != vm || started.ContainerName != container || started.ContainerUsername != "alice" ||
 		started.ContainerHomedir != "/home/alice" || len(started.ContainerToken) != 36 || started.OwnerId == "" {
