@@ -281,28 +281,32 @@ func (s *Server) removeLeftovers(ctx context.Context) {
 	s.removeImages(ctx)
 }
 
-// discard removes a container that nobody shall see, once Incus has let go of
-// it: most operations cannot be cancelled there.
+// discard removes a container that nobody shall see.
 func (s *Server) discard(ctx context.Context, name string) {
+	switch err := s.removeOnceFree(ctx, name); {
+	case incus.IsNotFound(err):
+	case err == nil:
+		s.log.Info("removed a leftover", "container", name)
+	default:
+		s.log.Error("a leftover stays until Incus' next start", "container", name, "err", err)
+	}
+}
+
+// removeOnceFree stops and deletes a container once Incus has let go of it:
+// most operations cannot be cancelled there, and after a start or stop it has
+// something to write down still.
+func (s *Server) removeOnceFree(ctx context.Context, name string) error {
 	again := time.NewTicker(busyPause)
 	defer again.Stop()
 	for {
 		err := s.remove(ctx, name)
-		switch {
-		case incus.IsNotFound(err):
-			return
-		case err == nil:
-			s.log.Info("removed a leftover", "container", name)
-			return
-		case !incus.IsBusy(err):
-			s.log.Error("a leftover stays until Incus' next start", "container", name, "err", err)
-			return
+		if !incus.IsBusy(err) {
+			return err
 		}
 		select {
 		case <-again.C:
 		case <-ctx.Done():
-			s.log.Error("a leftover stays until Incus' next start", "container", name, "err", err)
-			return
+			return err
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"time"
 
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
 	pb "github.com/auberge-vm/auberge/protos/tremplinpb"
@@ -119,8 +120,13 @@ func (s *Server) DeleteContainer(ctx context.Context, req *pb.DeleteContainerReq
 	return resp(pb.DeleteContainerResponse_DELETING, nil)
 }
 
+// busyWait is how long a deletion waits for what Incus does with the container.
+const busyWait = 5 * time.Minute
+
 func (s *Server) deleteNow(ctx context.Context, name string) error {
-	if err := s.remove(ctx, name); err != nil && !incus.IsNotFound(err) {
+	free, cancel := context.WithTimeout(ctx, busyWait)
+	defer cancel()
+	if err := s.removeOnceFree(free, name); err != nil && !incus.IsNotFound(err) {
 		return err
 	}
 	return removeIfThere(s.tokenPath(name))
