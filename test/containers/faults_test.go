@@ -16,20 +16,12 @@ type (
 	stopped   = conciergepb.VmStoppedSignal
 )
 
-// create begins to create a container from the shipped image.
-func (s *stack) create(name string) {
+// downloads begins to create a container from a slow server, and returns while
+// that goes on.
+func (s *stack) downloads(name string) {
 	s.t.Helper()
-	var resp ciceronepb.CreateLxdContainerResponse
-	s.must("CreateLxdContainer", &ciceronepb.CreateLxdContainerRequest{VmName: vm, ContainerName: name}, &resp)
-	if resp.Status != ciceronepb.CreateLxdContainerResponse_CREATING {
-		s.t.Fatalf("CreateLxdContainer %s: %v", name, &resp)
-	}
-}
-
-// unpacking waits until Incus unpacks a container's image.
-func (s *stack) unpacking() {
-	s.t.Helper()
-	s.vmRoot("until pgrep -x unsquashfs >/dev/null; do sleep 0.05; done")
+	s.download(name, "8000/slow")
+	await(s.ear, func(m *downloading) bool { return m.ContainerName == name })
 }
 
 // killVM ends the VM's hypervisor without notice.
@@ -85,15 +77,14 @@ func TestFaults(t *testing.T) {
 	s.startContainer()
 
 	// Incus, while it makes a container.
-	s.create("second")
-	s.unpacking()
+	s.serve()
+	s.downloads("second")
 	s.vmRoot("pkill -KILL -x incusd")
 	if end := s.creation("second"); end.Status != ciceronepb.LxdContainerCreatedSignal_FAILED || end.FailureReason == "" {
 		t.Errorf("a creation whose Incus was killed: %v", end)
 	}
 	// vm_cicerone, while the next one is made: who comes back tells the end.
-	s.create("second")
-	s.unpacking()
+	s.downloads("second")
 	kill(s.cicerone)
 	s.startCicerone()
 	if end := s.creation("second"); end.Status != ciceronepb.LxdContainerCreatedSignal_CREATED {
@@ -115,8 +106,8 @@ func TestFaults(t *testing.T) {
 	}
 
 	// The VM, in the middle of an export and of a creation at once.
+	s.downloads("third")
 	ended := s.startExport()
-	s.create("third")
 	s.killVM()
 	if end := await(s.ear, func(m *exporting) bool {
 		return m.Status != ciceronepb.ExportLxdContainerProgressSignal_EXPORTING_STREAMING
@@ -135,7 +126,8 @@ func TestFaults(t *testing.T) {
 	}
 	s.startVM()
 	s.startContainer()
-	s.create("third")
+	s.serve()
+	s.download("third", "8000/fast")
 	if end := s.creation("third"); end.Status != ciceronepb.LxdContainerCreatedSignal_CREATED {
 		t.Errorf("the creation after all: %v", end)
 	}

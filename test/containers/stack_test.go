@@ -135,14 +135,23 @@ func (s *stack) runWith(input io.Reader, name string, args ...string) string {
 // vmRoot runs a script as root in the VM.
 func (s *stack) vmRoot(script string) string {
 	s.t.Helper()
-	return s.runWith(strings.NewReader(script), "vsh", "--user", "root", vm, "--", "INCUS_DIR=/mnt/stateful/incus", "bash", "-es")
+	return unbannered(s.runWith(strings.NewReader(script), "vsh", "--user", "root", vm, "--", "INCUS_DIR=/mnt/stateful/incus", "bash", "-es"))
 }
 
 // root runs a script as root in the container, without its agent.
 func (s *stack) root(script string) string {
 	s.t.Helper()
-	return s.runWith(strings.NewReader(script), "vsh", "--user", "root", vm, "--",
-		"INCUS_DIR=/mnt/stateful/incus", "incus", "exec", container, "--", "bash", "-es")
+	return unbannered(s.runWith(strings.NewReader(script), "vsh", "--user", "root", vm, "--",
+		"INCUS_DIR=/mnt/stateful/incus", "incus", "exec", container, "--", "bash", "-es"))
+}
+
+// unbannered is what a script printed without the words with which Incus' own
+// client greets its user the first time.
+func unbannered(out string) string {
+	if strings.HasPrefix(out, "To start your first container") {
+		_, out, _ = strings.Cut(out, "\n\n")
+	}
+	return out
 }
 
 // shell runs a script in the container as its user, through its agent.
