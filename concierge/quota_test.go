@@ -146,7 +146,8 @@ func TestStartsReserveMemory(t *testing.T) {
 	b := newBed(t)
 	s := b.serve()
 	_, available := hostMemory()
-	first, second := &vm{key: key{uid: 1, name: "a"}}, &vm{key: key{uid: 2, name: "b"}}
+	// Whoever has no account has the VMs stopped, which these are too bare for.
+	first, second := &vm{key: key{uid: 64101, name: "a"}}, &vm{key: key{uid: 5, name: "b"}}
 	s.mu.Lock()
 	s.vms[first.key], s.vms[second.key] = first, second
 	s.mu.Unlock()

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	pb "github.com/auberge-vm/auberge/protos/tremplinpb"
 )
@@ -50,16 +49,18 @@ func TestIncusKilled(t *testing.T) {
 	if r, err := c.GetContainerInfo(ctx, &pb.GetContainerInfoRequest{ContainerName: "survivor"}); err != nil || r.Status != pb.GetContainerInfoResponse_RUNNING {
 		t.Fatal(r, err)
 	}
-	for _, after := range []time.Duration{0, 30 * time.Millisecond, 60 * time.Millisecond} {
+	for _, when := range []string{"at once", "when Incus has begun"} {
 		if r, err := c.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerName: "made"}); err != nil || r.Status != pb.CreateContainerResponse_CREATING {
 			t.Fatal(r, err)
 		}
-		time.Sleep(after)
+		if when != "at once" {
+			begun(t, "made")
+		}
 		killIncus(t, c)
 		p := await(h, "create ended", func(p *pb.ContainerCreationProgress) bool {
 			return p.Status != pb.ContainerCreationProgress_DOWNLOADING
 		})
-		t.Log(after, p)
+		t.Log(when, p)
 		nothingHalfMade(t, c)
 	}
 	create2 := func() *pb.ContainerCreationProgress {
@@ -79,7 +80,7 @@ func TestIncusKilled(t *testing.T) {
 	if r, err := c.ImportContainer(ctx, &pb.ImportContainerRequest{ContainerName: "again", ImportPath: "x"}); err != nil || r.Status != pb.ImportContainerResponse_IMPORTING {
 		t.Fatal(r, err)
 	}
-	time.Sleep(500 * time.Millisecond)
+	await(h, "import goes on", func(p *pb.ContainerImportProgress) bool { return p.ContainerName == "again" })
 	killIncus(t, c)
 	if p := imported(h); p.Status != pb.ContainerImportProgress_FAILED {
 		t.Fatal(p)
@@ -93,6 +94,22 @@ func TestIncusKilled(t *testing.T) {
 	killIncus(t, c)
 	syscall.Kill(pid, syscall.SIGKILL)
 	await(h, "shutdown", func(p *pb.ContainerShutdownInfo) bool { return p.ContainerName == "survivor" })
+}
+
+// begun waits until Incus knows a container that is being made, or is done.
+func begun(t *testing.T, name string) {
+	t.Helper()
+	for t.Context().Err() == nil {
+		out, err := exec.CommandContext(t.Context(), "incus", "list", "--format", "csv", "--columns", "n").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range strings.Fields(string(out)) {
+			if n == name || strings.HasPrefix(n, "auberge-create-") {
+				return
+			}
+		}
+	}
 }
 
 func initOf(t *testing.T, name string) int {
