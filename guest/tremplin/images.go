@@ -58,7 +58,7 @@ func (s *Server) source(req *pb.CreateContainerRequest) (imageSource, error) {
 	address := strings.ReplaceAll(server, "%d", strconv.Itoa(s.cfg.Milestone))
 	u, err := url.Parse(address)
 	if err != nil || len(address) > maxURL || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil {
-		return nil, fmt.Errorf("the image server %.80q is not an address such as https://images.linuxcontainers.org", server)
+		return nil, fmt.Errorf("the image server %.80q is not an address such as https://image.example", server)
 	}
 	return remoteImage{s: s, server: address, alias: alias}, nil
 }
