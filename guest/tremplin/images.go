@@ -144,6 +144,9 @@ func (s *Server) passing(fingerprint string) (release func()) {
 			defer cancel()
 			stop := context.AfterFunc(s.ctx, cancel)
 			defer stop()
+			if i, err := s.incus.Image(ctx, fingerprint); err == nil && i.Properties[shippedKey] != "" {
+				return // a server or a file had the very same
+			}
 			if err := s.incus.DeleteImage(ctx, fingerprint); err != nil && !incus.IsNotFound(err) {
 				s.log.Warn("an image stays until Incus' next start", "fingerprint", fingerprint, "err", err)
 			}
