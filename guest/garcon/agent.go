@@ -170,7 +170,7 @@ func (a *agent) server() (*server, notices) {
 		shells:     shells.New(a.VshdPath, a.User.Home, a.Log),
 		packages:   a.Packages,
 		operations: packagekit.NewOperations(a.Packages, packageNotices{n}, a.Log),
-		playbooks:  ansible.New(session.Environ(a.Environ, nil), playbookNotices{n}, a.Log),
+		playbooks:  ansible.New(session.Environ(a.Environ, nil, nil), playbookNotices{n}, a.Log),
 	}, n
 }
 
@@ -201,7 +201,7 @@ func (a *agent) startSFTP(ctx context.Context, work *sync.WaitGroup, s *server, 
 		return
 	}
 	s.sftpPort = port
-	files := &sftp.Server{Path: a.SFTPPath, Dir: a.User.Home, Env: session.Environ(a.Environ, nil), Log: a.Log}
+	files := &sftp.Server{Path: a.SFTPPath, Dir: a.User.Home, Env: session.Environ(a.Environ, nil, nil), Log: a.Log}
 	work.Go(func() {
 		if err := files.Serve(ctx, l); err != nil {
 			a.Log.Error("the host cannot have the user's files any more", "err", err)
