@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -402,6 +403,24 @@ func (fakeGarcon) LaunchVshd(_ context.Context, r *cpb.LaunchVshdRequest) (*cpb.
 
 func (fakeGarcon) AddFileWatch(context.Context, *cpb.AddFileWatchRequest) (*cpb.AddFileWatchResponse, error) {
 	return &cpb.AddFileWatchResponse{Status: cpb.AddFileWatchResponse_SUCCEEDED}, nil
+}
+
+// A watcher is an agent that tells what it is to watch.
+type watcher struct {
+	fakeGarcon
+	paths chan string
+}
+
+func (g watcher) AddFileWatch(_ context.Context, r *cpb.AddFileWatchRequest) (*cpb.AddFileWatchResponse, error) {
+	g.paths <- r.Path
+	if strings.HasPrefix(r.Path, "gone") {
+		return &cpb.AddFileWatchResponse{Status: cpb.AddFileWatchResponse_FAILED, FailureReason: "no such directory"}, nil
+	}
+	return &cpb.AddFileWatchResponse{Status: cpb.AddFileWatchResponse_SUCCEEDED}, nil
+}
+
+func (fakeGarcon) RemoveFileWatch(context.Context, *cpb.RemoveFileWatchRequest) (*cpb.RemoveFileWatchResponse, error) {
+	return &cpb.RemoveFileWatchResponse{Status: cpb.RemoveFileWatchResponse_SUCCEEDED}, nil
 }
 
 func (m *machine) garcon(port uint32) (stop func()) {

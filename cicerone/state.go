@@ -54,6 +54,8 @@ type containerRecord struct {
 	OS      *pb.OsRelease `json:"os,omitempty"`
 	// Inhibits are the cookies of what keeps the screen on.
 	Inhibits []int32 `json:"inhibits,omitempty"`
+	// Watches are the paths of which changes are told.
+	Watches []string `json:"watches,omitempty"`
 }
 
 type opRecord struct {
@@ -143,7 +145,8 @@ func (v *vm) snapshot() record {
 	for _, n := range slices.Sorted(maps.Keys(v.containers)) {
 		c := v.containers[n]
 		r.Containers = append(r.Containers, containerRecord{Name: n, Token: c.token, Pending: c.pending, Running: c.running,
-			Port: c.port, Address: c.address, User: c.user, Home: c.home, Sftp: c.sftp, OS: c.os, Inhibits: slices.Sorted(maps.Keys(c.inhibits))})
+			Port: c.port, Address: c.address, User: c.user, Home: c.home, Sftp: c.sftp, OS: c.os, Inhibits: slices.Sorted(maps.Keys(c.inhibits)),
+			Watches: slices.Sorted(maps.Keys(c.watches))})
 	}
 	for _, o := range v.ops {
 		r.Operations = append(r.Operations, opRecord{Kind: o.kind, Container: o.container, UUID: o.uuid, Ends: o.stream != nil || !o.accepted})
@@ -276,7 +279,7 @@ func (s *Service) write(k key, r record) error {
 }
 
 // maxRecord bounds a record that is read.
-const maxRecord = 1 << 20
+const maxRecord = 8 << 20
 
 // records returns all records of VMs.
 func (s *Service) records() map[key]record {
@@ -346,6 +349,9 @@ func (v *vm) restore(r record) {
 		c.address, c.user, c.home, c.sftp, c.os = k.Address, k.User, k.Home, k.Sftp, k.OS
 		for _, cookie := range k.Inhibits {
 			c.inhibits[cookie] = true
+		}
+		for _, path := range k.Watches {
+			c.watches[path] = true
 		}
 		if c.running {
 			c.apps = v.s.readApps(v.key, c.name)
