@@ -54,6 +54,9 @@ type containerRecord struct {
 	OS      *pb.OsRelease `json:"os,omitempty"`
 	// Inhibits are the cookies of what keeps the screen on.
 	Inhibits []int32 `json:"inhibits,omitempty"`
+
+	// apps are in a file of their own.
+	apps *appspb.ApplicationList
 }
 
 type opRecord struct {
@@ -319,6 +322,17 @@ func readRecord(path string) (record, error) {
 	return r, err
 }
 
+// known returns what is written down of a VM, if anything.
+func (s *Service) known(k key) record {
+	r, _ := readRecord(s.recordPath(k))
+	for i, c := range r.Containers {
+		if c.Running && checkContainer(c.Name) == nil {
+			r.Containers[i].apps = s.readApps(k, c.Name)
+		}
+	}
+	return r
+}
+
 // vm is the VM that a record is of.
 func (r record) vm() VM {
 	return VM{CID: r.CID, PID: r.PID, Name: r.Name, Type: appspb.VmType(r.Type),
@@ -348,7 +362,7 @@ func (v *vm) restore(r record) {
 			c.inhibits[cookie] = true
 		}
 		if c.running {
-			c.apps = v.s.readApps(v.key, c.name)
+			c.apps = k.apps
 			c.garcon = garcon.NewClient(v.dialer(c.port))
 		}
 	}
