@@ -56,6 +56,9 @@ type containerRecord struct {
 	Inhibits []int32 `json:"inhibits,omitempty"`
 	// Watches are the paths of which changes are told.
 	Watches []string `json:"watches,omitempty"`
+
+	// apps are in a file of their own.
+	apps *appspb.ApplicationList
 }
 
 type opRecord struct {
@@ -322,6 +325,17 @@ func readRecord(path string) (record, error) {
 	return r, err
 }
 
+// known returns what is written down of a VM, if anything.
+func (s *Service) known(k key) record {
+	r, _ := readRecord(s.recordPath(k))
+	for i, c := range r.Containers {
+		if c.Running && checkContainer(c.Name) == nil {
+			r.Containers[i].apps = s.readApps(k, c.Name)
+		}
+	}
+	return r
+}
+
 // vm is the VM that a record is of.
 func (r record) vm() VM {
 	return VM{CID: r.CID, PID: r.PID, Name: r.Name, Type: appspb.VmType(r.Type),
@@ -354,7 +368,7 @@ func (v *vm) restore(r record) {
 			c.watches[path] = true
 		}
 		if c.running {
-			c.apps = v.s.readApps(v.key, c.name)
+			c.apps = k.apps
 			c.garcon = garcon.NewClient(v.dialer(c.port))
 		}
 	}
