@@ -279,6 +279,8 @@ type fakeTremplin struct {
 	start  tpb.StartContainerResponse_Status
 	info   tpb.GetContainerInfoResponse_Status
 	calls  []proto.Message
+	// zoneErr is what SetTimezone fails with.
+	zoneErr error
 }
 
 func newTremplin(m *machine) *fakeTremplin {
@@ -355,7 +357,12 @@ func (f *fakeTremplin) GetContainerInfo(_ context.Context, r *tpb.GetContainerIn
 }
 
 func (f *fakeTremplin) SetTimezone(_ context.Context, r *tpb.SetTimezoneRequest) (*tpb.SetTimezoneResponse, error) {
-	f.note(r)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.zoneErr != nil {
+		return nil, f.zoneErr
+	}
+	f.calls = append(f.calls, r)
 	return &tpb.SetTimezoneResponse{Successes: 1}, nil
 }
 
