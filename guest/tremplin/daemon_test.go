@@ -100,6 +100,27 @@ func TestAnIncusdThatDoesNotAnswerYetIsTakenOver(t *testing.T) {
 	}
 }
 
+// Incus by itself asks nobody for anything.
+func TestIncusdIsToldToStayAtHome(t *testing.T) {
+	d, _ := slowIncusd(t)
+	p, err := d.launch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun(t, d)
+	env, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/environ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains("\x00"+string(env), "\x00INCUS_SKIP_INSTANCE_TYPES=true\x00") {
+		t.Errorf("it runs with %q", env)
+	}
+	if err := syscall.Kill(-p.pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-p.done
+}
+
 // The end of everything does not start an incusd, while one is looked for.
 func TestNoIncusdIsStartedAtTheEnd(t *testing.T) {
 	d, starts := slowIncusd(t)
