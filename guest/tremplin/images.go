@@ -144,8 +144,14 @@ func (s *Server) passing(fingerprint string) (release func()) {
 			defer cancel()
 			stop := context.AfterFunc(s.ctx, cancel)
 			defer stop()
-			if err := s.incus.DeleteImage(ctx, fingerprint); err != nil && !incus.IsNotFound(err) {
-				s.log.Warn("an image stays until Incus' next start", "fingerprint", fingerprint, "err", err)
+			remove := func(ctx context.Context) error {
+				if s.images.inUse(fingerprint) {
+					return nil // and whoever uses it removes it
+				}
+				return s.incus.DeleteImage(ctx, fingerprint)
+			}
+			if err := remove(ctx); err != nil && !incus.IsNotFound(err) {
+				s.left.add("the image "+fingerprint, err, remove)
 			}
 		})
 	}

@@ -90,7 +90,7 @@ func (s *Server) CancelImportContainer(_ context.Context, req *pb.CancelImportCo
 }
 
 func checkReplaceable(i incus.Instance) error {
-	if i.Status != "Stopped" {
+	if i.Status != incus.Stopped {
 		return fmt.Errorf("the container %s runs: stop it before it is replaced", i.Name)
 	}
 	return nil
