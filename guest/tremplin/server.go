@@ -29,6 +29,8 @@ const (
 	cleanWait = 2 * time.Minute
 	// settleWait is how long Incus may not know whether a container runs.
 	settleWait = 30 * time.Second
+	// agreeWait is how long Incus' answers and events may contradict each other.
+	agreeWait = 15 * time.Second
 	// tidyGrace is how long operations may take to tidy up before the VM goes.
 	tidyGrace = 500 * time.Millisecond
 	// maxStreams bounds the calls that one connection of the host may have
@@ -205,19 +207,21 @@ func (s *Server) find(ctx context.Context, name string) (i incus.Instance, missi
 	return i, false, err
 }
 
-// settled returns a container of which Incus knows whether it runs. It may not
-// for a while, when the VM has more to do than it can.
+// settled returns a container of which it is known whether it runs. Incus may not
+// know for a while, when the VM has more to do than it can; and while it writes
+// down that a container has stopped, of which it has told already, it calls that
+// one running again.
 func (s *Server) settled(ctx context.Context, name string) (incus.Instance, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, settleWait, fmt.Errorf("Incus cannot tell whether the container %s runs: its monitor does not answer", name))
 	defer cancel()
 	again := time.NewTicker(busyPause)
 	defer again.Stop()
-	for {
+	for begun := time.Now(); ; {
 		i, err := s.incus.Instance(ctx, name)
 		if err != nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		if err != nil || i.Status != incus.Unknown {
+		if err != nil || i.Status != incus.Unknown && (s.states.agrees(i) || time.Since(begun) > agreeWait) {
 			return i, err
 		}
 		select {

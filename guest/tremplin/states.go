@@ -21,6 +21,7 @@ type states struct {
 	said  string // the last complaint
 
 	mu      sync.Mutex
+	known   bool // Incus has said which
 	running map[string]bool
 }
 
@@ -103,7 +104,7 @@ func (t *states) reconcile(ctx context.Context) error {
 			err = fmt.Errorf("Incus cannot tell whether %s runs", i.Name)
 		}
 	}
-	t.running = now
+	t.running, t.known = now, true
 	t.mu.Unlock()
 	t.s.left.again()
 	for name := range before {
@@ -142,6 +143,13 @@ func (t *states) forget(name string) bool {
 	ran := t.running[name]
 	delete(t.running, name)
 	return ran
+}
+
+// agrees tells whether an answer of Incus is what its events have told.
+func (t *states) agrees(i incus.Instance) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.known || t.running[i.Name] == (i.Status != incus.Stopped)
 }
 
 func (t *states) tell(name string) {

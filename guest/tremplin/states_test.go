@@ -1,6 +1,7 @@
 package tremplin
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -51,13 +52,37 @@ func TestContainersOutliveIncus(t *testing.T) {
 	}
 }
 
-// Incus tells that a container has stopped before it lets go of it.
+// Incus tells that a container has stopped before it lets go of it, and until
+// then says that it runs.
 func TestAStartWaitsForTheEndOfAStop(t *testing.T) {
 	f, s, host := newFakeIncus(t)
-	f.set(func() { f.status["penguin"], f.busy = incus.Stopped, 2 })
-	r, err := s.StartContainer(t.Context(), &pb.StartContainerRequest{ContainerName: "penguin"})
-	if err != nil || r.Status != pb.StartContainerResponse_STARTING {
-		t.Fatal(r, err)
+	eventually(t, "its events are followed", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.events) > 0 && f.lists > 0
+	})
+	f.set(func() { f.status["penguin"], f.busy = incus.Running, 2 })
+	f.happens("instance-started", "penguin")
+	eventually(t, "it runs", func() bool { return slices.Equal(s.states.list(), []string{"penguin"}) })
+	f.happens("instance-shutdown", "penguin")
+	eventually(t, "it has stopped", func() bool { return host.has("penguin has stopped") })
+	f.set(func() { f.asks = 0 })
+	answered := make(chan error, 1)
+	go func() {
+		r, err := s.StartContainer(t.Context(), &pb.StartContainerRequest{ContainerName: "penguin"})
+		if err == nil && r.Status != pb.StartContainerResponse_STARTING {
+			err = fmt.Errorf("the answer is %v", r)
+		}
+		answered <- err
+	}()
+	eventually(t, "Incus is asked", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.asks > 0
+	})
+	f.set(func() { f.status["penguin"] = incus.Stopped })
+	if err := <-answered; err != nil {
+		t.Fatal(err)
 	}
 	eventually(t, "the start has ended", func() bool { return host.has("penguin STARTED") || host.has("penguin FAILED") })
 	if host.has("FAILED") {
