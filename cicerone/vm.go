@@ -83,6 +83,9 @@ type container struct {
 	// after the next start.
 	token, pending string
 	running        bool
+	// left is when the agent said that it goes, until it is known what became
+	// of the container.
+	left time.Time
 	// port and garcon are where the agent listens.
 	port       uint32
 	garcon     *garcon.Client

@@ -66,7 +66,7 @@ func (s *Server) CreateContainer(ctx context.Context, req *pb.CreateContainerReq
 // isAbandoned tells whether a container was created and neither set up nor
 // started.
 func isAbandoned(i incus.Instance) bool {
-	return i.Config[setUpKey] == "no" && i.Status != incus.Running
+	return i.Config[setUpKey] == "no" && i.Status == incus.Stopped
 }
 
 // create makes a container under another name and renames it at the end, so
@@ -195,16 +195,4 @@ func (s *Server) finish(ctx context.Context, temp, name string) error {
 		return err
 	}
 	return s.incus.Rename(ctx, temp, name)
-}
-
-// discardNow removes a container that an operation has left, although the
-// operation's time is over. It waits for an Incus that is started again.
-func (s *Server) discardNow(temp string) {
-	ctx, cancel := cleaning()
-	defer cancel()
-	if err := s.daemon.start(ctx); err != nil {
-		s.log.Error("a leftover stays until Incus' next start", "container", temp, "err", err)
-		return
-	}
-	s.discard(ctx, temp)
 }

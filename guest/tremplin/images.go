@@ -144,11 +144,17 @@ func (s *Server) passing(fingerprint string) (release func()) {
 			defer cancel()
 			stop := context.AfterFunc(s.ctx, cancel)
 			defer stop()
-			if i, err := s.incus.Image(ctx, fingerprint); err == nil && i.Properties[shippedKey] != "" {
-				return // a server or a file had the very same
+			remove := func(ctx context.Context) error {
+				if s.images.inUse(fingerprint) {
+					return nil // and whoever uses it removes it
+				}
+				if i, err := s.incus.Image(ctx, fingerprint); err == nil && i.Properties[shippedKey] != "" {
+					return nil // a server or a file had the very same
+				}
+				return s.incus.DeleteImage(ctx, fingerprint)
 			}
-			if err := s.incus.DeleteImage(ctx, fingerprint); err != nil && !incus.IsNotFound(err) {
-				s.log.Warn("an image stays until Incus' next start", "fingerprint", fingerprint, "err", err)
+			if err := remove(ctx); err != nil && !incus.IsNotFound(err) {
+				s.left.add("the image "+fingerprint, err, remove)
 			}
 		})
 	}

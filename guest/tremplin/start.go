@@ -42,10 +42,10 @@ func (s *Server) StartContainer(ctx context.Context, req *pb.StartContainerReque
 		return failed(err)
 	}
 	resp := &pb.StartContainerResponse{Status: pb.StartContainerResponse_STARTING, OsRelease: s.osRelease(i)}
-	if i.Status == incus.Running {
+	if i.Status != incus.Stopped {
 		// The level is of use to the next start only.
 		if changes(i.Config, config) {
-			if err := s.incus.Change(ctx, name, config, nil); err != nil {
+			if err := onceFree(ctx, func() error { return s.incus.Change(ctx, name, config, nil) }); err != nil {
 				return failed(err)
 			}
 		}
@@ -153,11 +153,12 @@ func (s *Server) startNow(ctx context.Context, i incus.Instance, req *pb.StartCo
 	}
 	config = inUse(i, config)
 	if !sameDevices(i.Devices, devices) || changes(i.Config, config) {
-		if err := s.incus.Change(ctx, i.Name, config, devices); err != nil {
+		if err := onceFree(ctx, func() error { return s.incus.Change(ctx, i.Name, config, devices) }); err != nil {
 			return fmt.Errorf("the container's settings: %w", err)
 		}
 	}
-	return s.incus.Start(ctx, i.Name)
+	// It may have stopped only just now.
+	return onceFree(ctx, func() error { return s.incus.Start(ctx, i.Name) })
 }
 
 // inUse adds that a container is no longer one that may be made anew: what runs

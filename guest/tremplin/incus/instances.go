@@ -7,8 +7,13 @@ import (
 	"time"
 )
 
-// Running is the status of an instance that runs.
-const Running = "Running"
+// What an instance's status may be, besides what few see of one that runs.
+const (
+	Running = "Running"
+	Stopped = "Stopped"
+	// Unknown is what Incus says when its container's monitor does not answer.
+	Unknown = "Error"
+)
 
 // Devices are an instance's or a profile's.
 type Devices map[string]map[string]string
