@@ -123,7 +123,7 @@ func TestDownloads(t *testing.T) {
 func (s *stack) localImage() {
 	s.t.Helper()
 	s.vmRoot("mkdir -p /mnt/stateful/transfer; cp /run/served/8000/images/* /mnt/stateful/transfer/")
-	if got := s.run("vmc", "container", vm, "files", "/mnt/stateful/transfer/rootfs.squashfs", "metadata.tar.xz", "--no-shell", "--user", "alice"); !strings.Contains(got, "files runs in "+vm+", its user is alice") {
+	if got := s.run("vmc", "container", vm, "files", "/mnt/stateful/transfer/rootfs.squashfs", "/mnt/stateful/transfer/metadata.tar.xz", "--no-shell", "--user", "alice"); !strings.Contains(got, "files runs in "+vm+", its user is alice") {
 		s.t.Errorf("a container of files: %q", got)
 	}
 	if end := s.creation("files"); end.Status != ciceronepb.LxdContainerCreatedSignal_CREATED {
