@@ -85,9 +85,12 @@ func TestDownloads(t *testing.T) {
 		}
 	}
 
-	// Others are made while one stands still.
+	// Another is made while one stands still.
 	s.download("stalled", "8000/stall")
 	s.localImage()
+	if end := s.creation("stalled"); end.Status != ciceronepb.LxdContainerCreatedSignal_DOWNLOAD_TIMED_OUT || end.FailureReason == "" {
+		t.Errorf("the stalled one ends with %v", end)
+	}
 	for name, how := range map[string]struct {
 		server string
 		status ciceronepb.LxdContainerCreatedSignal_Status
@@ -100,9 +103,6 @@ func TestDownloads(t *testing.T) {
 		if end := s.creation(name); end.Status != how.status || end.FailureReason == "" {
 			t.Errorf("the %s one ends with %v, want %v", name, end, how.status)
 		}
-	}
-	if end := s.creation("stalled"); end.Status != ciceronepb.LxdContainerCreatedSignal_DOWNLOAD_TIMED_OUT || end.FailureReason == "" {
-		t.Errorf("the stalled one ends with %v", end)
 	}
 	// Deleting it ends its creation.
 	s.download("cancelled", "8000/stall")
