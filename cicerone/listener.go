@@ -115,11 +115,11 @@ func (l containerListener) ContainerReady(ctx context.Context, r *cpb.ContainerS
 	if c.sftp == 0 {
 		c.sftp = r.GetSftpPort()
 	}
-	clear(c.watches) // it knows of none
 	v.emit(SignalContainerStarted, &pb.ContainerStartedSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
 		ContainerUsername: c.user, ContainerHomedir: c.home, Ipv4Address: c.address, SftpVsockPort: c.sftp, ContainerToken: token})
 	v.notice()
 	v.s.beginLocked(func() { v.setTimezone(c.name) })
+	v.s.beginLocked(func() { v.watchAgain(c, client) })
 	v.s.mu.Unlock()
 	closeUnused(old)
 	v.save()
@@ -285,7 +285,6 @@ func (l containerListener) FileWatchTriggered(_ context.Context, r *cpb.FileWatc
 	if err != nil {
 		return nil, err
 	}
-	// Watches outlive this service, which then does not know them.
 	if watchPath(r.GetPath()) != nil {
 		return nil, status.Error(codes.InvalidArgument, "nobody could watch this path")
 	}

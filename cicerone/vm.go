@@ -25,8 +25,9 @@ const (
 	maxContainers  = 64
 	maxOperations  = 64
 	maxDialogs     = 8
-	maxInhibits    = 256 // of a container
-	maxWatches     = 256 // of a container
+	maxInhibits    = 256     // of a container
+	maxWatches     = 128     // of a container
+	maxWatchBytes  = 8 << 10 // of their paths
 	maxSessions    = 1024
 	maxApps        = 4096
 	maxAppBytes    = 2 << 20 // of a container's list

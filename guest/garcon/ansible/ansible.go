@@ -20,8 +20,9 @@ import (
 const (
 	// applyTime is the most that a playbook may take.
 	applyTime = time.Hour
-	// killTime is for its processes to end after SIGTERM.
-	killTime = 10 * time.Second
+	// killTime is for its processes to end after SIGTERM; the agent, which may
+	// be about to end itself, has no more.
+	killTime = 4 * time.Second
 	// maxPlaybook bounds the text, in bytes.
 	maxPlaybook = 1 << 20
 	// maxDetails bounds what is told of a failure.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/auberge-vm/auberge/guest/garcon/desktop"
@@ -57,7 +56,7 @@ func (m *Manager) launch(ctx context.Context, req *pb.LaunchApplicationRequest) 
 }
 
 func (m *Manager) start(id string, e *desktop.Entry, req *pb.LaunchApplicationRequest, line []string) error {
-	env := environment(m.environ, req.GetContainerFeatures(), m.variables(id, e, req))
+	env := session.Environ(m.environ, req.GetContainerFeatures(), m.variables(id, e, req))
 	program, err := desktop.LookPath(line[0], lookup(env, "PATH"))
 	if err != nil {
 		return fmt.Errorf("%s: cannot run %q: %w", e.Path, line[0], errors.Unwrap(err))
@@ -89,23 +88,6 @@ func (m *Manager) variables(id string, e *desktop.Entry, req *pb.LaunchApplicati
 		}
 	}
 	return set
-}
-
-// environment is the agent's, as programs inherit it, with what the features
-// ask for and with what is set.
-func environment(environ []string, features []pb.ContainerFeature, set map[string]string) []string {
-	var env []string
-	for _, kv := range session.Environ(environ, features) {
-		name, _, _ := strings.Cut(kv, "=")
-		if _, changed := set[name]; !changed && name != "DESKTOP_STARTUP_ID" {
-			env = append(env, kv)
-		}
-	}
-	for name, value := range set {
-		env = append(env, name+"="+value)
-	}
-	slices.Sort(env)
-	return env
 }
 
 func lookup(env []string, name string) string {
