@@ -35,7 +35,9 @@ func TestWatchesOutliveAgents(t *testing.T) {
 	// again has the next agent report, and returns what it is to watch.
 	again := func(port uint32, n int) []string {
 		t.Helper()
-		stop()
+		// The one before answers until then: a service that was started anew
+		// asks it whether it is there.
+		defer stop()
 		g := watcher{paths: make(chan string, 16)}
 		stop = m.agent(port, func(s *grpc.Server) { cpb.RegisterGarconServer(s, g) })
 		must(t)(m.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: token, GarconPort: port}))
