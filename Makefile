@@ -102,8 +102,7 @@ soak: deps
 bench: deps build
 	CGO_ENABLED=0 $(GO) build $(BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/bench/ ./test/bench ./test/bench/standin ./test/bench/guest
 	@image=$$(packaging/image/build.sh --agents $(BIN)/guest | tail -n 1) && \
-	libvirt=$$(test/bench/libvirt-dbus.sh) && \
-	$(BIN)/bench/bench --bin $(BIN) --image "$$image" --libvirt "$$libvirt" $(ARGS)
+	$(BIN)/bench/bench --bin $(BIN) --image "$$image" $(ARGS)
 
 clean:
 	rm -rf $(BIN)

@@ -48,7 +48,7 @@ type signal struct {
 // faults that the real ones show seldom; the real stack runs in
 // test/containers.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	state string
 
@@ -62,7 +62,7 @@ type world struct {
 	signals chan signal
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	// Addresses of sockets are short.
 	dir, err := os.MkdirTemp("", "cic")
 	if err != nil {
@@ -476,7 +476,7 @@ func (w *world) isRunning(s *cicerone.Service, vm, name string) bool {
 }
 
 // must fails the test when a call has failed.
-func must(t *testing.T) func(any, error) {
+func must(t testing.TB) func(any, error) {
 	return func(_ any, err error) {
 		t.Helper()
 		if err != nil {
@@ -486,7 +486,7 @@ func must(t *testing.T) func(any, error) {
 }
 
 // eventually waits for something that comes without a signal.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	end := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)

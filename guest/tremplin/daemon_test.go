@@ -24,7 +24,9 @@ func slowIncusd(t *testing.T) (d *daemon, starts func() []int) {
 	cfg := Config{Incusd: filepath.Join(dir, "incusd"), IncusDir: filepath.Join(dir, "incus")}
 	log := filepath.Join(dir, "starts")
 	fifo := filepath.Join(dir, "fifo")
-	script := "#!/bin/sh\ntrap 'exit 0' PWR TERM\necho $$ >>" + log + "\necho $$ >" + fifo + "\nwhile :; do sleep 3600 & wait $!; kill $!; done\n"
+	// Until its sleep has become one it looks like another incusd.
+	script := "#!/bin/sh\ntrap 'exit 0' PWR TERM\nsleep 3600 &\nuntil read name </proc/$!/comm && [ $name = sleep ]; do :; done\n" +
+		"echo $$ >>" + log + "\necho $$ >" + fifo + "\nwhile :; do wait $!; done\n"
 	if err := os.WriteFile(cfg.Incusd, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -40,6 +40,7 @@ func (r remoteImage) fetch(ctx context.Context, progress func(int32)) (_ string,
 	if err != nil {
 		return "", nil, fmt.Errorf("cannot get the image %s from %s: %w", r.alias, r.server, err)
 	}
+	progress(100)
 	fingerprint, err := op.Fingerprint()
 	if err != nil {
 		return "", nil, err

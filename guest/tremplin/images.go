@@ -58,7 +58,7 @@ func (s *Server) source(req *pb.CreateContainerRequest) (imageSource, error) {
 	address := strings.ReplaceAll(server, "%d", strconv.Itoa(s.cfg.Milestone))
 	u, err := url.Parse(address)
 	if err != nil || len(address) > maxURL || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil {
-		return nil, fmt.Errorf("the image server %.80q is not an address such as https://images.linuxcontainers.org", server)
+		return nil, fmt.Errorf("the image server %.80q is not an address such as https://image.example", server)
 	}
 	return remoteImage{s: s, server: address, alias: alias}, nil
 }
@@ -144,6 +144,9 @@ func (s *Server) passing(fingerprint string) (release func()) {
 			defer cancel()
 			stop := context.AfterFunc(s.ctx, cancel)
 			defer stop()
+			if i, err := s.incus.Image(ctx, fingerprint); err == nil && i.Properties[shippedKey] != "" {
+				return // a server or a file had the very same
+			}
 			if err := s.incus.DeleteImage(ctx, fingerprint); err != nil && !incus.IsNotFound(err) {
 				s.log.Warn("an image stays until Incus' next start", "fingerprint", fingerprint, "err", err)
 			}

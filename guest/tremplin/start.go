@@ -97,7 +97,7 @@ func (s *Server) privilege(level pb.StartContainerRequest_PrivilegeLevel) (map[s
 	case pb.StartContainerRequest_PRIVILEGED:
 		set, err := readSettings(s.cfg.SettingsPath)
 		if err == nil && !set.privileged {
-			err = errors.New("this VM was started without allow_privileged_containers")
+			err = errors.New("this VM was started without allow_privileged_containers: stop it and start it again")
 		}
 		return map[string]string{"security.privileged": "true"}, err
 	}

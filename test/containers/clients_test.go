@@ -37,16 +37,27 @@ func TestClients(t *testing.T) {
 	if got := s.run("vmc", "container", vm, "web", "--no-shell", "--user", "alice"); !strings.Contains(got, "web runs in "+vm+", its user is alice") {
 		t.Errorf("container: %q", got)
 	}
+	// What runs is privileged from its next start on.
+	if got := s.run("vsh", vm, "web", "--", "cat", "/proc/self/uid_map"); strings.Join(strings.Fields(got), " ") == wholeMap {
+		t.Errorf("nobody asked for it, and the container has all users of its VM: %q", got)
+	}
+	s.run("vmc", "start-container", vm, "web", "--privileged")
 	s.run("vmc", "stop-container", vm, "web")
 	if got := s.run("vmc", "containers", vm); !strings.Contains(got, "web") || !strings.Contains(got, "stopped") {
 		t.Errorf("containers: %q", got)
 	}
 	s.run("vmc", "start-container", vm, "web")
+	if got := s.run("vsh", vm, "web", "--", "sh", "-c", "cat /proc/self/uid_map; id -un; sudo -n id -u"); strings.Join(strings.Fields(got), " ") != wholeMap+" alice 0" {
+		t.Errorf("a privileged container: %q", got)
+	}
 	if got := s.run("vmc", "containers"); !strings.Contains(got, "web") || !strings.Contains(got, "Debian") {
 		t.Errorf("containers: %q", got)
 	}
 	s.run("vmc", "stop", vm)
 }
+
+// wholeMap is /proc/self/uid_map where users are the VM's.
+const wholeMap = "0 0 4294967295"
 
 // ends is program with the exit code.
 func (s *stack) ends(input []byte, name string, args ...string) (string, int) {

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// maxMessage is what the host takes, 2 MiB, less room for the token and
+	// maxMessage is what the host takes of a list, 2 MiB, less room for the token and
 	// more.
 	maxMessage = 2<<20 - 64<<10
 	// maxApplication bounds one application in the list.

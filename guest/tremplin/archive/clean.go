@@ -7,18 +7,9 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
-	"path"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
-)
-
-const (
-	maxEntries = 2 << 20
-	maxName    = 4000
-	maxDepth   = 256
-	maxXattr   = 64 << 10 // one, as the kernel has it
-	maxXattrs  = 64
 )
 
 // ErrUnsafe says that an archive has what no container needs and an attacker
@@ -173,7 +164,7 @@ func (c *cleaner) file(name string, h *tar.Header, data io.Reader) error {
 		kind = isDir
 		out.Name += "/"
 	case tar.TypeSymlink:
-		if len(h.Linkname) > maxName || strings.ContainsRune(h.Linkname, 0) {
+		if len(h.Linkname) > maxTarget || strings.ContainsRune(h.Linkname, 0) {
 			return unsafef("the link %.200q leads to what is no path", name)
 		}
 		out.Linkname = h.Linkname
@@ -208,12 +199,16 @@ func (c *cleaner) file(name string, h *tar.Header, data io.Reader) error {
 // place notes what a path is, and refuses one that leads through anything but
 // directories, or that is two things.
 func (c *cleaner) place(name string, kind byte) error {
-	for i, r := range name {
-		if r != '/' {
+	var prefix maphash.Hash
+	prefix.SetSeed(c.seed)
+	from := 0
+	for i := range len(name) {
+		if name[i] != '/' {
 			continue
 		}
-		h := c.hash(name[:i])
-		switch c.seen[h] {
+		prefix.WriteString(name[from:i])
+		from = i
+		switch h := prefix.Sum64(); c.seen[h] {
 		case 0:
 			c.seen[h] = isDir
 		case isDir:
@@ -226,6 +221,9 @@ func (c *cleaner) place(name string, kind byte) error {
 		return unsafef("it has %.200q twice", name)
 	}
 	c.seen[h] = kind
+	if len(c.seen) > maxEntries {
+		return unsafef("it has more than %d paths", maxEntries)
+	}
 	return nil
 }
 
@@ -250,45 +248,4 @@ func (c *cleaner) tell() error {
 		return nil
 	}
 	return c.check.Progress(c.counts)
-}
-
-// cleanName returns a path without what means nothing, and refuses one that
-// leads elsewhere.
-func cleanName(name string) (string, error) {
-	if name == "" || len(name) > maxName || strings.ContainsRune(name, 0) {
-		return "", unsafef("%.200q is no path", name)
-	}
-	if strings.HasPrefix(name, "/") || strings.Count(name, "/") > maxDepth {
-		return "", unsafef("%.200q is absolute or too deep", name)
-	}
-	for part := range strings.SplitSeq(name, "/") {
-		if part == ".." {
-			return "", unsafef("%.200q leads out", name)
-		}
-	}
-	return path.Clean(name), nil
-}
-
-const xattrPrefix = "SCHILY.xattr."
-
-// xattrs keeps extended attributes that a container may have.
-func xattrs(records map[string]string) map[string]string {
-	var kept map[string]string
-	for k, v := range records {
-		if attr, ok := strings.CutPrefix(k, xattrPrefix); ok && keepXattr(attr) && len(v) <= maxXattr && len(kept) < maxXattrs {
-			if kept == nil {
-				kept = map[string]string{}
-			}
-			kept[k] = v
-		}
-	}
-	return kept
-}
-
-func keepXattr(name string) bool {
-	if len(name) > 255 || strings.ContainsAny(name, "=\x00") {
-		return false
-	}
-	return strings.HasPrefix(name, "user.") || name == "security.capability" ||
-		name == "system.posix_acl_access" || name == "system.posix_acl_default"
 }
