@@ -125,7 +125,7 @@ func (l containerListener) ContainerReady(ctx context.Context, r *cpb.ContainerS
 	if c.pending == token {
 		c.pending = ""
 	}
-	c.token, c.garcon, c.port, c.running = token, client, port, true
+	c.token, c.garcon, c.port, c.running, c.left = token, client, port, true, time.Time{}
 	c.address, c.user, c.home, c.sftp = address, who.user, who.home, who.sftp
 	if c.sftp == 0 {
 		c.sftp = r.GetSftpPort()
@@ -181,7 +181,7 @@ func (l containerListener) ContainerShutdown(_ context.Context, r *cpb.Container
 	if err != nil {
 		return nil, err
 	}
-	l.v.shutdown(c.name)
+	l.v.shutdown(c.name, true)
 	return heard, nil
 }
 

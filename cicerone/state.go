@@ -58,7 +58,7 @@ type containerRecord struct {
 	Watches []string `json:"watches,omitempty"`
 
 	// apps are in a file of their own.
-	apps *appspb.ApplicationList
+	apps []byte
 }
 
 type opRecord struct {
@@ -85,32 +85,27 @@ func (s *Service) appsPath(k key, container string) string {
 func (v *vm) saveApps(c *container) {
 	defer v.saveTurn()()
 	v.s.mu.Lock()
-	list := c.apps
+	data := c.apps
 	gone := v.gone || v.s.vms[v.key] != v
 	v.s.mu.Unlock()
-	if list == nil || gone {
+	if data == nil || gone {
 		return
 	}
-	data, err := proto.Marshal(list)
-	if err == nil {
-		err = renameio.WriteFile(v.s.appsPath(v.key, c.name), data, 0o600)
-	}
-	if err != nil {
+	if err := renameio.WriteFile(v.s.appsPath(v.key, c.name), data, 0o600); err != nil {
 		v.log.Error("the applications of a container are not written down", "container", c.name, "err", err)
 	}
 }
 
-func (s *Service) readApps(k key, container string) *appspb.ApplicationList {
+func (s *Service) readApps(k key, container string) []byte {
 	path := s.appsPath(k, container)
 	if fi, err := os.Stat(path); err != nil || fi.Size() > 2*maxAppBytes {
 		return nil
 	}
 	data, err := os.ReadFile(path)
-	list := &appspb.ApplicationList{}
-	if err != nil || proto.Unmarshal(data, list) != nil {
+	if err != nil || proto.Unmarshal(data, &appspb.ApplicationList{}) != nil {
 		return nil // it comes again with the next change
 	}
-	return list
+	return data
 }
 
 // removeApps removes the list of a container that was deleted.

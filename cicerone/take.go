@@ -338,6 +338,7 @@ func (v *vm) verify(c *container) {
 	v.s.mu.Lock()
 	var unused *garcon.Client
 	if v.ctx.Err() == nil && c.garcon == client && c.token == token {
+		c.left = time.Now()
 		unused = v.down(c, "the container's agent did not answer after vm_cicerone was started anew")
 	}
 	v.s.mu.Unlock()

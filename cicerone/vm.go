@@ -16,22 +16,22 @@ import (
 	"github.com/auberge-vm/auberge/guestlink/tremplin"
 	"github.com/auberge-vm/auberge/guestlink/wire"
 	"github.com/auberge-vm/auberge/policy"
-	"github.com/auberge-vm/auberge/protos/appspb"
 	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
 // What is kept of one VM at most.
 const (
-	maxContainers = 64
-	maxOperations = 64
-	maxDialogs    = 8
-	maxInhibits   = 256     // of a container
-	maxWatches    = 128     // of a container
-	maxWatchBytes = 8 << 10 // of their paths
-	maxSessions   = 1024
-	maxApps       = 4096
-	maxAppBytes   = 2 << 20 // of a container's list
+	maxContainers  = 64
+	maxOperations  = 64
+	maxDialogs     = 8
+	maxInhibits    = 256     // of a container
+	maxWatches     = 128     // of a container
+	maxWatchBytes  = 8 << 10 // of their paths
+	maxSessions    = 1024
+	maxApps        = 4096
+	maxAppBytes    = 2 << 20 // of a container's list
+	maxAllAppBytes = 8 << 20 // of all containers' lists
 )
 
 // A vm is one that runs. What has no other guard is the service's mu's.
@@ -83,6 +83,9 @@ type container struct {
 	// after the next start.
 	token, pending string
 	running        bool
+	// left is when the agent said that it goes, until it is known what became
+	// of the container.
+	left time.Time
 	// port and garcon are where the agent listens.
 	port       uint32
 	garcon     *garcon.Client
@@ -90,10 +93,12 @@ type container struct {
 	user, home string
 	sftp       uint32
 	os         *pb.OsRelease
-	apps       *appspb.ApplicationList
-	inhibits   map[int32]bool
-	watches    map[string]bool
-	sessions   map[int32]int32
+	// apps is the last list of applications as its bytes: it takes many times
+	// as much when it is read.
+	apps     []byte
+	inhibits map[int32]bool
+	watches  map[string]bool
+	sessions map[int32]int32
 	// messages are what the agent says, so that it leaves some to those of the
 	// VM's other containers; lists are its lists of applications.
 	messages, lists window

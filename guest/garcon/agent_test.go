@@ -25,7 +25,13 @@ import (
 	"github.com/auberge-vm/auberge/protos/vmtoolspb"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(carryTo); path != "" {
+		carry(path)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience is for what happens soon.
 const patience = time.Minute

@@ -202,12 +202,13 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 func (s *Server) dropSnapshot(name, snapshot string) {
 	ctx, cancel := cleaning()
 	defer cancel()
-	err := s.daemon.start(ctx)
+	remove := func(ctx context.Context) error { return s.incus.DeleteSnapshot(ctx, name, snapshot) }
+	err := s.ensureLxd(ctx)
 	if err == nil {
-		err = s.incus.DeleteSnapshot(ctx, name, snapshot)
+		err = remove(ctx)
 	}
 	if err != nil && !incus.IsNotFound(err) {
-		s.log.Error("a snapshot stays until Incus' next start", "container", name, "snapshot", snapshot, "err", err)
+		s.left.add("the snapshot "+snapshot+" of "+name, err, remove)
 	}
 }
 

@@ -16,7 +16,7 @@ const (
 )
 
 func checkReplaceable(i incus.Instance) error {
-	if i.Status != "Stopped" {
+	if i.Status != incus.Stopped {
 		return fmt.Errorf("the container %s runs: stop it before it is replaced", i.Name)
 	}
 	return nil
