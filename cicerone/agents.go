@@ -3,8 +3,6 @@ package cicerone
 import (
 	"context"
 	"fmt"
-	"path"
-	"strings"
 
 	"github.com/auberge-vm/auberge/guestlink/garcon"
 	"github.com/auberge-vm/auberge/guestlink/wire"
@@ -226,86 +224,6 @@ func (s *Service) GetVshSession(_ context.Context, sub policy.Subject, req *pb.G
 		return nil, fmt.Errorf("%w: no shell in container %q belongs to vsh %d", ErrNotFound, c.name, req.GetHostVshPid())
 	}
 	return &pb.GetVshSessionResponse{Success: true, ContainerShellPid: pid}, nil
-}
-
-// watchPath accepts a path beneath the user's home.
-func watchPath(p string) error {
-	if p == "" || len(p) > maxArgument || path.IsAbs(p) || strings.ContainsRune(p, 0) {
-		return fmt.Errorf("%w: path %q must be relative to the user's home", ErrInvalid, wire.Text(p, 200))
-	}
-	for part := range strings.SplitSeq(p, "/") {
-		if part == ".." {
-			return fmt.Errorf("%w: path %q leads out of the user's home", ErrInvalid, wire.Text(p, 200))
-		}
-	}
-	return nil
-}
-
-// AddFileWatch has changes in a directory reported.
-func (s *Service) AddFileWatch(ctx context.Context, sub policy.Subject, req *pb.AddFileWatchRequest) (*pb.AddFileWatchResponse, error) {
-	if err := checkContainer(req.GetContainerName()); err != nil {
-		return nil, err
-	}
-	if err := watchPath(req.GetPath()); err != nil {
-		return nil, err
-	}
-	_, c, client, err := s.agent(sub, req.GetVmName(), req.GetContainerName())
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	had := c.watches[req.GetPath()]
-	full := !had && len(c.watches) >= maxWatches
-	if !full {
-		c.watches[req.GetPath()] = true // it may be triggered before the answer is here
-	}
-	s.mu.Unlock()
-	if full {
-		return nil, fmt.Errorf("container %q has %d watches, the most that it may", c.name, maxWatches)
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	r, err := client.AddFileWatch(ctx, &cpb.AddFileWatchRequest{Path: req.GetPath()})
-	if err == nil && r.GetStatus() == cpb.AddFileWatchResponse_SUCCEEDED {
-		return &pb.AddFileWatchResponse{Status: pb.AddFileWatchResponse_SUCCEEDED}, nil
-	}
-	if !had {
-		s.mu.Lock()
-		delete(c.watches, req.GetPath())
-		s.mu.Unlock()
-	}
-	if err != nil {
-		return nil, wire.Explain("watch a directory of the container", err)
-	}
-	return &pb.AddFileWatchResponse{Status: pb.AddFileWatchResponse_FAILED, FailureReason: wire.Words(r.GetFailureReason())}, nil
-}
-
-// RemoveFileWatch ends AddFileWatch.
-func (s *Service) RemoveFileWatch(ctx context.Context, sub policy.Subject, req *pb.RemoveFileWatchRequest) (*pb.RemoveFileWatchResponse, error) {
-	if err := checkContainer(req.GetContainerName()); err != nil {
-		return nil, err
-	}
-	if err := watchPath(req.GetPath()); err != nil {
-		return nil, err
-	}
-	_, c, client, err := s.agent(sub, req.GetVmName(), req.GetContainerName())
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	delete(c.watches, req.GetPath())
-	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	r, err := client.RemoveFileWatch(ctx, &cpb.RemoveFileWatchRequest{Path: req.GetPath()})
-	if err != nil {
-		return nil, wire.Explain("stop watching a directory of the container", err)
-	}
-	resp := &pb.RemoveFileWatchResponse{Status: pb.RemoveFileWatchResponse_FAILED, FailureReason: wire.Words(r.GetFailureReason())}
-	if r.GetStatus() == cpb.RemoveFileWatchResponse_SUCCEEDED {
-		resp.Status = pb.RemoveFileWatchResponse_SUCCEEDED
-	}
-	return resp, nil
 }
 
 // GetLinuxPackageInfo describes a package.

@@ -119,6 +119,39 @@ func TestListsAreFew(t *testing.T) {
 	eventually(t, "the list is removed", func() bool { return len(glob(t, w, "*.apps")) == 0 })
 }
 
+// The lists of a VM's containers are bounded together: they are kept as long as
+// their containers run.
+func TestListsOfAllContainers(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	long := []*cpb.Application{{DesktopFileId: strings.Repeat("a", 1<<20), Exec: strings.Repeat("b", 900<<10)}}
+	taken := 0
+	for i := range 10 {
+		token, _ := m.running(s, fmt.Sprint("c", i), uint32(10000+i))
+		switch _, err := m.container.UpdateApplicationList(t.Context(), &cpb.UpdateApplicationListRequest{Token: token, Application: long}); status.Code(err) {
+		case codes.OK:
+			taken++
+		case codes.ResourceExhausted:
+		default:
+			t.Fatal(err)
+		}
+		// One that gets shorter leaves room for others.
+		if i == 8 {
+			if _, err := m.container.UpdateApplicationList(t.Context(), &cpb.UpdateApplicationListRequest{Token: token}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if taken != 4 {
+		t.Errorf("%d lists of almost 2 MiB are kept of one VM", taken)
+	}
+	got, err := s.ListApplications(t.Context(), subject(), "termina", "c0")
+	if err != nil || len(got.Apps) != 1 || len(got.Apps[0].DesktopFileId) != 1<<20 {
+		t.Errorf("the list that was kept: %d applications, %v", len(got.GetApps()), err)
+	}
+}
+
 func glob(t *testing.T, w *world, pattern string) []string {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join(w.state, pattern))

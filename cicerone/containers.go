@@ -372,15 +372,9 @@ func osRelease(o *tpb.OsRelease) *pb.OsRelease {
 
 // StopLxdContainer stops a container.
 func (s *Service) StopLxdContainer(ctx context.Context, sub policy.Subject, req *pb.StopLxdContainerRequest) (*pb.StopLxdContainerResponse, error) {
-	v, err := s.find(sub, req.GetVmName())
-	if err != nil {
-		return nil, err
-	}
 	name := req.GetContainerName()
-	if err := checkContainer(name); err != nil {
-		return nil, err
-	}
-	if err := v.needContainers(); err != nil {
+	v, err := s.containerVM(sub, req.GetVmName(), name)
+	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -427,15 +421,9 @@ func (s *Service) StopLxdContainer(ctx context.Context, sub policy.Subject, req 
 // DeleteLxdContainer begins to delete a container; LxdContainerDeleted tells
 // the end.
 func (s *Service) DeleteLxdContainer(ctx context.Context, sub policy.Subject, req *pb.DeleteLxdContainerRequest) (*pb.DeleteLxdContainerResponse, error) {
-	v, err := s.find(sub, req.GetVmName())
-	if err != nil {
-		return nil, err
-	}
 	name := req.GetContainerName()
-	if err := checkContainer(name); err != nil {
-		return nil, err
-	}
-	if err := v.needContainers(); err != nil {
+	v, err := s.containerVM(sub, req.GetVmName(), name)
+	if err != nil {
 		return nil, err
 	}
 	if err := v.startLxd(ctx, false); err != nil {

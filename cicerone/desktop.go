@@ -71,15 +71,36 @@ func (l containerListener) UpdateApplicationList(ctx context.Context, r *cpb.Upd
 		}
 		list.Apps = append(list.Apps, app)
 	}
-	v.s.mu.Lock()
-	if c.running {
-		c.apps = list
+	if err := v.keepApps(c, list); err != nil {
+		return nil, status.Error(codes.ResourceExhausted, err.Error())
 	}
-	v.s.mu.Unlock()
 	v.saveApps(c)
 	ctx, cancel := context.WithTimeout(ctx, desktopTimeout)
 	defer cancel()
 	return l.shown("list of applications", v.s.cfg.Desktop.UpdateApplicationList(ctx, v.info.Owner.UID, list))
+}
+
+// keepApps remembers what applications a container has.
+func (v *vm) keepApps(c *container, list *appspb.ApplicationList) error {
+	data, err := proto.Marshal(list)
+	if err != nil {
+		return err
+	}
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	all := len(data)
+	for _, o := range v.containers {
+		if o != c {
+			all += len(o.apps)
+		}
+	}
+	if all > maxAllAppBytes {
+		return fmt.Errorf("the lists of the VM's containers are together longer than %d bytes", maxAllAppBytes)
+	}
+	if c.running {
+		c.apps = data
+	}
+	return nil
 }
 
 // appOf is what a container tells of an application in the desktop's terms:

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/auberge-vm/auberge/guestlink/wire"
 	"github.com/auberge-vm/auberge/policy"
 	"github.com/auberge-vm/auberge/protos/appspb"
@@ -205,11 +207,13 @@ func (s *Service) ListApplications(_ context.Context, sub policy.Subject, vmName
 		return nil, err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if c.apps == nil {
+	data := c.apps
+	s.mu.Unlock()
+	if data == nil {
 		return &appspb.ApplicationList{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, VmType: v.appType()}, nil
 	}
-	return c.apps, nil // never changed once it is there
+	list := &appspb.ApplicationList{}
+	return list, proto.Unmarshal(data, list)
 }
 
 // GetServiceInfo returns how the service stands.

@@ -4,6 +4,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/auberge-vm/auberge/cicerone"
 )
@@ -26,6 +27,9 @@ func FuzzURL(f *testing.F) {
 		}
 		if u.Scheme == "" || u.Scheme == "file" || u.Scheme == "javascript" || strings.HasPrefix(out, "-") {
 			t.Errorf("%q becomes %q", in, out)
+		}
+		if strings.HasPrefix(u.Scheme, "http") && strings.ContainsFunc(u.Hostname(), func(r rune) bool { return r > unicode.MaxASCII }) {
+			t.Errorf("%q becomes %q, whose host may be another when it is looked up", in, out)
 		}
 		if h := strings.ToLower(u.Hostname()); h == "localhost" || h == "127.0.0.1" || h == "::1" {
 			t.Errorf("%q becomes %q", in, out)

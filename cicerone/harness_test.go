@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -47,7 +48,7 @@ type signal struct {
 // faults that the real ones show seldom; the real stack runs in
 // test/containers.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	state string
 
@@ -61,7 +62,7 @@ type world struct {
 	signals chan signal
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	// Addresses of sockets are short.
 	dir, err := os.MkdirTemp("", "cic")
 	if err != nil {
@@ -278,6 +279,8 @@ type fakeTremplin struct {
 	start  tpb.StartContainerResponse_Status
 	info   tpb.GetContainerInfoResponse_Status
 	calls  []proto.Message
+	// zoneErr is what SetTimezone fails with.
+	zoneErr error
 }
 
 func newTremplin(m *machine) *fakeTremplin {
@@ -354,7 +357,12 @@ func (f *fakeTremplin) GetContainerInfo(_ context.Context, r *tpb.GetContainerIn
 }
 
 func (f *fakeTremplin) SetTimezone(_ context.Context, r *tpb.SetTimezoneRequest) (*tpb.SetTimezoneResponse, error) {
-	f.note(r)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.zoneErr != nil {
+		return nil, f.zoneErr
+	}
+	f.calls = append(f.calls, r)
 	return &tpb.SetTimezoneResponse{Successes: 1}, nil
 }
 
@@ -404,6 +412,24 @@ func (fakeGarcon) AddFileWatch(context.Context, *cpb.AddFileWatchRequest) (*cpb.
 	return &cpb.AddFileWatchResponse{Status: cpb.AddFileWatchResponse_SUCCEEDED}, nil
 }
 
+// A watcher is an agent that tells what it is to watch.
+type watcher struct {
+	fakeGarcon
+	paths chan string
+}
+
+func (g watcher) AddFileWatch(_ context.Context, r *cpb.AddFileWatchRequest) (*cpb.AddFileWatchResponse, error) {
+	g.paths <- r.Path
+	if strings.HasPrefix(r.Path, "gone") {
+		return &cpb.AddFileWatchResponse{Status: cpb.AddFileWatchResponse_FAILED, FailureReason: "no such directory"}, nil
+	}
+	return &cpb.AddFileWatchResponse{Status: cpb.AddFileWatchResponse_SUCCEEDED}, nil
+}
+
+func (fakeGarcon) RemoveFileWatch(context.Context, *cpb.RemoveFileWatchRequest) (*cpb.RemoveFileWatchResponse, error) {
+	return &cpb.RemoveFileWatchResponse{Status: cpb.RemoveFileWatchResponse_SUCCEEDED}, nil
+}
+
 func (m *machine) garcon(port uint32) (stop func()) {
 	return m.agent(port, func(s *grpc.Server) { cpb.RegisterGarconServer(s, fakeGarcon{}) })
 }
@@ -450,7 +476,7 @@ func (w *world) isRunning(s *cicerone.Service, vm, name string) bool {
 }
 
 // must fails the test when a call has failed.
-func must(t *testing.T) func(any, error) {
+func must(t testing.TB) func(any, error) {
 	return func(_ any, err error) {
 		t.Helper()
 		if err != nil {
@@ -460,7 +486,7 @@ func must(t *testing.T) func(any, error) {
 }
 
 // eventually waits for something that comes without a signal.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	end := time.After(patience)
 	tick := time.NewTicker(5 * time.Millisecond)

@@ -1,9 +1,12 @@
 package cicerone_test
 
 import (
+	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/auberge-vm/auberge/cicerone"
 	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
 	cpb "github.com/auberge-vm/auberge/protos/containerpb"
 	tpb "github.com/auberge-vm/auberge/protos/tremplinpb"
@@ -88,6 +91,30 @@ func TestSmallMethods(t *testing.T) {
 	if _, err := s.ListApplications(t.Context(), stranger, "termina", "penguin"); err == nil {
 		t.Error("a stranger reads applications")
 	}
+	w.quiet()
+}
+
+// When the host has another time zone, the containers that run get it too: all
+// of a VM, and of one that does not answer now as soon as it does.
+func TestTimezoneOfTheHost(t *testing.T) {
+	var zone atomic.Value
+	zone.Store("Etc/UTC")
+	w := newWorld(t)
+	s := w.serve(func(c *cicerone.Config) { c.Timezone = func() (string, error) { return zone.Load().(string), nil } })
+	_, f := w.up(s, "termina", 33)
+	_, slow := w.up(s, "slow", 34)
+	slow.set(func() { slow.zoneErr = errors.New("not now") })
+	zone.Store("Asia/Tokyo")
+	s.TimezoneChanged()
+	has := func(f *fakeTremplin) func() bool {
+		return func() bool {
+			r := last[*tpb.SetTimezoneRequest](f)
+			return r.GetTimezoneName() == zone.Load() && r.GetPosixTzString() == "JST-9" && len(r.GetContainerNames()) == 0
+		}
+	}
+	eventually(t, "the new time zone", has(f))
+	slow.set(func() { slow.zoneErr = nil })
+	eventually(t, "the new time zone, later", has(slow))
 	w.quiet()
 }
 

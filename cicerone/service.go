@@ -54,8 +54,8 @@ type Config struct {
 	Timezone func() (string, error)
 	// ZoneDir is the host's zone files; empty means /usr/share/zoneinfo.
 	ZoneDir string
-	// WatchInterval is how often an operation in progress is looked after;
-	// zero means every twenty seconds.
+	// WatchInterval is how often an operation in progress is looked after, and
+	// a VM told again what it did not hear; zero means every twenty seconds.
 	WatchInterval time.Duration
 
 	Concierge Concierge
@@ -78,6 +78,8 @@ type Service struct {
 	// stops counts the VMs that were said to have stopped: who takes up a VM
 	// meanwhile looks again.
 	stops uint64
+	// zones counts the changes of the host's time zone.
+	zones uint64
 	// before is what a run of the service before this one knew, as far as
 	// nobody has looked after it yet.
 	before  map[key]record

@@ -54,6 +54,11 @@ type containerRecord struct {
 	OS      *pb.OsRelease `json:"os,omitempty"`
 	// Inhibits are the cookies of what keeps the screen on.
 	Inhibits []int32 `json:"inhibits,omitempty"`
+	// Watches are the paths of which changes are told.
+	Watches []string `json:"watches,omitempty"`
+
+	// apps are in a file of their own.
+	apps []byte
 }
 
 type opRecord struct {
@@ -80,32 +85,27 @@ func (s *Service) appsPath(k key, container string) string {
 func (v *vm) saveApps(c *container) {
 	defer v.saveTurn()()
 	v.s.mu.Lock()
-	list := c.apps
+	data := c.apps
 	gone := v.gone || v.s.vms[v.key] != v
 	v.s.mu.Unlock()
-	if list == nil || gone {
+	if data == nil || gone {
 		return
 	}
-	data, err := proto.Marshal(list)
-	if err == nil {
-		err = renameio.WriteFile(v.s.appsPath(v.key, c.name), data, 0o600)
-	}
-	if err != nil {
+	if err := renameio.WriteFile(v.s.appsPath(v.key, c.name), data, 0o600); err != nil {
 		v.log.Error("the applications of a container are not written down", "container", c.name, "err", err)
 	}
 }
 
-func (s *Service) readApps(k key, container string) *appspb.ApplicationList {
+func (s *Service) readApps(k key, container string) []byte {
 	path := s.appsPath(k, container)
 	if fi, err := os.Stat(path); err != nil || fi.Size() > 2*maxAppBytes {
 		return nil
 	}
 	data, err := os.ReadFile(path)
-	list := &appspb.ApplicationList{}
-	if err != nil || proto.Unmarshal(data, list) != nil {
+	if err != nil || proto.Unmarshal(data, &appspb.ApplicationList{}) != nil {
 		return nil // it comes again with the next change
 	}
-	return list
+	return data
 }
 
 // removeApps removes the list of a container that was deleted.
@@ -143,7 +143,8 @@ func (v *vm) snapshot() record {
 	for _, n := range slices.Sorted(maps.Keys(v.containers)) {
 		c := v.containers[n]
 		r.Containers = append(r.Containers, containerRecord{Name: n, Token: c.token, Pending: c.pending, Running: c.running,
-			Port: c.port, Address: c.address, User: c.user, Home: c.home, Sftp: c.sftp, OS: c.os, Inhibits: slices.Sorted(maps.Keys(c.inhibits))})
+			Port: c.port, Address: c.address, User: c.user, Home: c.home, Sftp: c.sftp, OS: c.os, Inhibits: slices.Sorted(maps.Keys(c.inhibits)),
+			Watches: slices.Sorted(maps.Keys(c.watches))})
 	}
 	for _, o := range v.ops {
 		r.Operations = append(r.Operations, opRecord{Kind: o.kind, Container: o.container, UUID: o.uuid, Ends: o.stream != nil || !o.accepted})
@@ -276,7 +277,7 @@ func (s *Service) write(k key, r record) error {
 }
 
 // maxRecord bounds a record that is read.
-const maxRecord = 1 << 20
+const maxRecord = 8 << 20
 
 // records returns all records of VMs.
 func (s *Service) records() map[key]record {
@@ -319,6 +320,17 @@ func readRecord(path string) (record, error) {
 	return r, err
 }
 
+// known returns what is written down of a VM, if anything.
+func (s *Service) known(k key) record {
+	r, _ := readRecord(s.recordPath(k))
+	for i, c := range r.Containers {
+		if c.Running && checkContainer(c.Name) == nil {
+			r.Containers[i].apps = s.readApps(k, c.Name)
+		}
+	}
+	return r
+}
+
 // vm is the VM that a record is of.
 func (r record) vm() VM {
 	return VM{CID: r.CID, PID: r.PID, Name: r.Name, Type: appspb.VmType(r.Type),
@@ -347,8 +359,11 @@ func (v *vm) restore(r record) {
 		for _, cookie := range k.Inhibits {
 			c.inhibits[cookie] = true
 		}
+		for _, path := range k.Watches {
+			c.watches[path] = true
+		}
 		if c.running {
-			c.apps = v.s.readApps(v.key, c.name)
+			c.apps = k.apps
 			c.garcon = garcon.NewClient(v.dialer(c.port))
 		}
 	}

@@ -185,7 +185,7 @@ func (s *Service) takeUp(ctx context.Context, cid uint32, probe bool) (*vm, erro
 			return nil, fmt.Errorf("open the endpoints of the VM with CID %d: %w", cid, err)
 		}
 		k := keyOf(info.Owner, info.Name)
-		r, _ := readRecord(s.recordPath(k))
+		r := s.known(k)
 		s.mu.Lock()
 		old := s.vms[k]
 		earlier, ok := s.before[k]

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/auberge-vm/auberge/guestlink/wire"
 	"github.com/auberge-vm/auberge/policy"
@@ -37,7 +38,10 @@ func (s *Service) SetTimezone(ctx context.Context, sub policy.Subject, req *pb.S
 			continue
 		}
 		wg.Go(func() {
-			n, reasons := v.sendTimezone(ctx, name, posix, nil)
+			n, reasons, err := v.sendTimezone(ctx, name, posix, nil)
+			if err != nil {
+				reasons = []string{err.Error()}
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			resp.Successes += n
@@ -48,38 +52,94 @@ func (s *Service) SetTimezone(ctx context.Context, sub policy.Subject, req *pb.S
 	return resp, nil
 }
 
+// TimezoneChanged gives all containers the time zone that the host has now.
+func (s *Service) TimezoneChanged() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.zones++
+	zones := s.zones
+	for _, v := range s.vms {
+		if v.info.Containers {
+			s.beginLocked(func() { v.followTimezone(zones) })
+		}
+	}
+}
+
+// followTimezone gives a VM's containers the host's time zone. A VM that does
+// not answer, because it is suspended for instance, gets it later, unless a
+// later change comes first. One whose tremplin is not up needs nothing: its
+// containers get it when they start.
+func (v *vm) followTimezone(zones uint64) {
+	tick := time.NewTicker(v.s.cfg.WatchInterval)
+	defer tick.Stop()
+	for first := true; ; first = false {
+		v.s.mu.Lock()
+		over := v.gone || !v.ready || v.s.zones != zones
+		v.s.mu.Unlock()
+		if over {
+			return
+		}
+		err := v.hostTimezone(nil)
+		if err == nil || v.ctx.Err() != nil {
+			return
+		}
+		if first {
+			v.log.Warn("the containers of a VM do not get the host's time zone yet", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-v.ctx.Done():
+			return
+		}
+	}
+}
+
 // sendTimezone sets the clocks of some containers, of all when none are named.
-func (v *vm) sendTimezone(ctx context.Context, name, posix string, containers []string) (int32, []string) {
+func (v *vm) sendTimezone(ctx context.Context, name, posix string, containers []string) (int32, []string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	r, err := v.tremplin.SetTimezone(ctx, &tpb.SetTimezoneRequest{TimezoneName: name, PosixTzString: posix, ContainerNames: containers})
 	if err != nil {
-		return 0, []string{fmt.Sprintf("VM %s: %v", v.info.Name, wire.Explain("set the time zone of its containers", err))}
+		return 0, nil, fmt.Errorf("VM %s: %w", v.info.Name, wire.Explain("set the time zone of its containers", err))
 	}
 	var reasons []string
 	for _, why := range r.GetFailureReasons()[:min(len(r.GetFailureReasons()), maxContainers)] {
 		reasons = append(reasons, fmt.Sprintf("VM %s: %s", v.info.Name, wire.Words(why)))
 	}
-	return max(0, min(r.GetSuccesses(), 4*maxContainers)), reasons
+	return max(0, min(r.GetSuccesses(), 4*maxContainers)), reasons, nil
 }
 
 // setTimezone gives a container that has started the host's time zone.
 func (v *vm) setTimezone(container string) {
-	if v.s.cfg.Timezone == nil || !v.info.Containers {
+	if !v.info.Containers {
 		return
+	}
+	if err := v.hostTimezone([]string{container}); err != nil && v.ctx.Err() == nil {
+		v.log.Warn("a container does not get the host's time zone", "container", container, "err", err)
+	}
+}
+
+// hostTimezone gives containers, all when none are named, the host's time zone.
+// It fails when the VM does not answer; that a container cannot have the zone is
+// only logged.
+func (v *vm) hostTimezone(containers []string) error {
+	if v.s.cfg.Timezone == nil {
+		return nil
 	}
 	name, err := v.s.cfg.Timezone()
 	if err != nil {
-		v.log.Warn("a container does not get the host's time zone", "container", container, "err", err)
-		return
+		v.log.Warn("containers do not get the host's time zone", "err", err)
+		return nil
 	}
 	posix, err := v.s.posixZone(name)
 	if err != nil {
 		v.log.Info("the host's time zone has no rules in words", "zone", name, "err", err)
 	}
-	if _, reasons := v.sendTimezone(v.ctx, name, posix, []string{container}); len(reasons) > 0 && v.ctx.Err() == nil {
-		v.log.Warn("a container did not take the host's time zone", "container", container, "reasons", reasons)
+	_, reasons, err := v.sendTimezone(v.ctx, name, posix, containers)
+	if len(reasons) > 0 {
+		v.log.Warn("containers did not take the host's time zone", "containers", containers, "reasons", reasons)
 	}
+	return err
 }
 
 // posixZone returns a zone in the form of TZ: the last line of its file.

@@ -8,6 +8,9 @@ import (
 	"net/url"
 	"strings"
 	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/net/idna"
 )
 
 // schemes are those that lead away from the container. What a program of the
@@ -33,6 +36,11 @@ func hostURL(text, address string) (string, error) {
 		return "", errors.New("this is no URL")
 	}
 	u.Scheme = strings.ToLower(u.Scheme)
+	if linked[u.Scheme] {
+		if err := plainHost(u); err != nil {
+			return "", err
+		}
+	}
 	switch {
 	case u.Scheme == "file" && strings.Contains(u.Path, ".."):
 		return "", errors.New("a file's URL must not contain \"..\"")
@@ -56,10 +64,34 @@ func hostURL(text, address string) (string, error) {
 	return u.String(), nil
 }
 
+// plainHost writes a URL's host as those who look it up do: there are letters,
+// digits and dots in other scripts that become plain ones, also those of
+// localhost and of addresses.
+func plainHost(u *url.URL) error {
+	host := u.Hostname()
+	if strings.IndexFunc(host, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 {
+		return nil
+	}
+	plain, err := idna.Lookup.ToASCII(host)
+	if err != nil {
+		return errors.New("the URL's host is no name")
+	}
+	if port := u.Port(); port != "" {
+		plain += ":" + port
+	}
+	u.Host = plain
+	return nil
+}
+
+// local are names of the machine itself: those that programs know, and those
+// that distributions write into /etc/hosts.
+var local = map[string]bool{"localhost": true, "localhost.localdomain": true, "localhost4": true, "localhost6": true,
+	"localhost4.localdomain4": true, "localhost6.localdomain6": true, "ip6-localhost": true, "ip6-loopback": true}
+
 // isLocal says whether a host's name means the machine that uses it.
 func isLocal(host string) bool {
 	host = strings.TrimSuffix(strings.ToLower(host), ".")
-	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
+	if local[host] || strings.HasSuffix(host, ".localhost") {
 		return true
 	}
 	a, err := netip.ParseAddr(host)

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"regexp"
 	"slices"
 	"time"
 
@@ -16,21 +15,23 @@ import (
 	"github.com/auberge-vm/auberge/guestlink/garcon"
 	"github.com/auberge-vm/auberge/guestlink/tremplin"
 	"github.com/auberge-vm/auberge/guestlink/wire"
-	"github.com/auberge-vm/auberge/protos/appspb"
+	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
 // What is kept of one VM at most.
 const (
-	maxContainers = 64
-	maxOperations = 64
-	maxDialogs    = 8
-	maxInhibits   = 256 // of a container
-	maxWatches    = 256 // of a container
-	maxSessions   = 1024
-	maxApps       = 4096
-	maxAppBytes   = 2 << 20 // of a container's list
+	maxContainers  = 64
+	maxOperations  = 64
+	maxDialogs     = 8
+	maxInhibits    = 256     // of a container
+	maxWatches     = 128     // of a container
+	maxWatchBytes  = 8 << 10 // of their paths
+	maxSessions    = 1024
+	maxApps        = 4096
+	maxAppBytes    = 2 << 20 // of a container's list
+	maxAllAppBytes = 8 << 20 // of all containers' lists
 )
 
 // A vm is one that runs. What has no other guard is the service's mu's.
@@ -92,24 +93,21 @@ type container struct {
 	user, home string
 	sftp       uint32
 	os         *pb.OsRelease
-	apps       *appspb.ApplicationList
-	inhibits   map[int32]bool
-	watches    map[string]bool
-	sessions   map[int32]int32
+	// apps is the last list of applications as its bytes: it takes many times
+	// as much when it is read.
+	apps     []byte
+	inhibits map[int32]bool
+	watches  map[string]bool
+	sessions map[int32]int32
 	// messages are what the agent says, so that it leaves some to those of the
 	// VM's other containers; lists are its lists of applications.
 	messages, lists window
 }
 
-var containerName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
-
 // checkContainer accepts the name of a container.
 func checkContainer(name string) error {
-	if name == "" {
-		return fmt.Errorf("%w: the name of the container is empty", ErrInvalid)
-	}
-	if !containerName.MatchString(name) {
-		return fmt.Errorf("%w: %q is no name of a container: a letter of a-z and at most 62 of a-z, 0-9 and -", ErrInvalid, wire.Text(name, 80))
+	if err := policy.CheckContainerName(name); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return nil
 }

@@ -175,7 +175,9 @@ func (o opening) disks(ctx context.Context, req *pb.StartVmRequest, fds fdMap, p
 		if stateful == "" {
 			return errNoStateful
 		}
-		p.termina = &guestlink.Termina{StatefulDevice: stateful}
+		// Containers are started at the owner's word alone, who is root of the
+		// VM already: a container that is too gives nobody anything new.
+		p.termina = &guestlink.Termina{StatefulDevice: stateful, Privileged: true}
 		if p.disk.Has && deviceName(p.disk.Index) == stateful {
 			p.disk.Stateful = true
 			p.sparse = isSparse(p.files[p.spec.Disks[p.disk.Index].File])

@@ -263,7 +263,7 @@ func TestPrepareOwnFiles(t *testing.T) {
 	if content(t, p2, p2.spec.Kernel) != "kernel" || content(t, p2, p2.spec.Initrd) != "my initrd" || content(t, p2, p2.spec.Disks[1].File) != "storage" {
 		t.Error("other files with start_termina")
 	}
-	if diff := cmp.Diff(&guestlink.Termina{StatefulDevice: "/dev/vdb", Features: []int32{1, 2}}, p2.termina); diff != "" {
+	if diff := cmp.Diff(&guestlink.Termina{StatefulDevice: "/dev/vdb", Privileged: true, Features: []int32{1, 2}}, p2.termina); diff != "" {
 		t.Error(diff)
 	}
 	if len(p2.mounts) > 0 || len(pl.opener.calls) > 0 {

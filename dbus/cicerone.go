@@ -79,7 +79,7 @@ func CiceroneService(h Cicerone) Service {
 	icons := method("GetContainerAppIcon", policy.RightOwn, h, Cicerone.GetContainerAppIcon)
 	icons.Weight = 8 // a short request, and an answer that may be megabytes
 	return Service{
-		BusName: CiceroneName, Path: CiceronePath, Interface: CiceroneInterface,
+		Program: "vm_cicerone", BusName: CiceroneName, Path: CiceronePath, Interface: CiceroneInterface,
 		Methods: []Method{
 			method("NotifyVmStarted", policy.RightDaemon, h, Cicerone.NotifyVmStarted),
 			method("NotifyVmStopping", policy.RightDaemon, h, Cicerone.NotifyVmStopping),

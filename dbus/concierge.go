@@ -95,7 +95,7 @@ func ConciergeService(h Concierge) Service {
 		NewFields: []protoreflect.Name{"all_locations", "vm_name"},
 	}
 	return Service{
-		BusName: ConciergeName, Path: ConciergePath, Interface: ConciergeInterface,
+		Program: "vm_concierge", BusName: ConciergeName, Path: ConciergePath, Interface: ConciergeInterface,
 		Methods: []Method{
 			startVm,
 			method("StopVm", policy.RightOwn, h, Concierge.StopVm),

@@ -8,14 +8,14 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// FuzzPayload: each method of the table reads a payload to its end or refuses
+// FuzzPayload: each method of both daemons' tables reads a payload to its end or refuses
 // it; what it has read is its own message without a stranger's fields, and it
-// can say no to it. The handlers themselves are fed in daemon/vm_concierge.
+// can say no to it. The handlers themselves are fed in daemon/.
 func FuzzPayload(f *testing.F) {
 	for _, b := range [][]byte{nil, {0x0a, 1, 'x', 0x12, 3, '1', '2', '3'}, unknownFields(200), {0xff}, {0x0a, 0x7f}, {0x0b, 0x0b, 0x0b}} {
 		f.Add(b, "no")
 	}
-	methods := ConciergeService(nil).Methods
+	methods := append(ConciergeService(nil).Methods, CiceroneService(nil).Methods...)
 	f.Fuzz(func(t *testing.T, payload []byte, reason string) {
 		for _, m := range methods {
 			e := protoEndpoint{m}

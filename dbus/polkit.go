@@ -76,13 +76,14 @@ type verdict struct {
 	challenge bool
 }
 
-// refusal is the error of a caller who is not let in, nil for one who is.
-func (v verdict) refusal(err error, action, rule string) error {
+// refusal is the error of a caller whom a program does not let in, nil for one
+// whom it does.
+func (v verdict) refusal(err error, program, action, rule string) error {
 	switch {
 	case errors.Is(err, errDialogs):
 		return err
 	case err != nil: // its name on the bus is not the caller's business
-		return fmt.Errorf("%w: polkit could not be asked for %s: %v (is polkitd running, and are Auberge's actions in /usr/share/polkit-1/actions? Without polkit, the administrator may run vm_concierge with --polkit off)", policy.ErrDenied, action, err)
+		return fmt.Errorf("%w: polkit could not be asked for %s: %v (is polkitd running, and are Auberge's actions in /usr/share/polkit-1/actions? Without polkit, the administrator may run %s with --polkit off)", policy.ErrDenied, action, err, program)
 	case v.yes:
 		return nil
 	case v.challenge:

@@ -11,6 +11,7 @@ import (
 
 	"github.com/auberge-vm/auberge/dbus/dbustest"
 	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/protos/ciceronepb"
 	"github.com/auberge-vm/auberge/protos/conciergepb"
 )
 
@@ -378,9 +379,14 @@ func TestWithoutPolkitNobodyIsLetIn(t *testing.T) {
 	serve(t, bus, &handler{getVmInfo: echo}, Options{Polkit: true})
 	for _, owner := range []string{"", "2"} {
 		err := callProto(t, c, "GetVmInfo", &conciergepb.GetVmInfoRequest{OwnerId: owner}, new(conciergepb.GetVmInfoResponse))
-		if errorName(err) != errAccessDenied || !strings.Contains(err.Error(), "polkit") || !strings.Contains(err.Error(), "--polkit off") {
+		if errorName(err) != errAccessDenied || !strings.Contains(err.Error(), "polkit") || !strings.Contains(err.Error(), "run vm_concierge with --polkit off") {
 			t.Errorf("owner %q: %v", owner, err)
 		}
+	}
+	serveCicerone(t, bus, newCiceroneHandler(), Options{Polkit: true})
+	err := callCicerone(t, c, "IsContainerRunning", &ciceronepb.IsContainerRunningRequest{}, new(ciceronepb.IsContainerRunningResponse))
+	if errorName(err) != errAccessDenied || !strings.Contains(err.Error(), "run vm_cicerone with --polkit off") {
+		t.Error("vm_cicerone:", err)
 	}
 	// VMs must be stopped when polkit is down already.
 	if got := info(t, root, "1"); got != "success" {

@@ -97,7 +97,7 @@ func (c *call) use(ctx context.Context, p *peer) error {
 	if err == nil && !v.yes && v.challenge && c.interactive() {
 		v, err = c.session.polkit.ask(ctx, p, policy.ActionUse, true)
 	}
-	return v.refusal(err, policy.ActionUse, "virtual machines are for users who sit at this machine, and for members of the group auberge")
+	return v.refusal(err, c.session.server.program, policy.ActionUse, "virtual machines are for users who sit at this machine, and for members of the group auberge")
 }
 
 // manage fails for callers without the administrator's right. The answer is
@@ -111,7 +111,7 @@ func (c *call) manage(ctx context.Context, p *peer) error {
 		return fmt.Errorf("%w: %s", policy.ErrDenied, what)
 	}
 	v, err := c.session.polkit.ask(ctx, p, policy.ActionManageOthers, c.interactive())
-	return v.refusal(err, policy.ActionManageOthers, what)
+	return v.refusal(err, c.session.server.program, policy.ActionManageOthers, what)
 }
 
 // watches says whether a caller hears of everybody's VMs: no password is asked

@@ -1,6 +1,7 @@
 package dbus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,6 +53,7 @@ const (
 type Server struct {
 	opts    Options
 	log     *slog.Logger
+	program string // for messages to people
 	names   []string
 	objects map[string]*object
 	signals map[string]exportedSignal
@@ -80,6 +82,7 @@ func New(services []Service, own []OwnInterface, opts Options) (*Server, error) 
 	}
 	s.drain = sync.OnceFunc(s.drainCalls)
 	for _, service := range services {
+		s.program = cmp.Or(s.program, service.Program)
 		if err := s.exportService(service); err != nil {
 			return nil, fmt.Errorf("can't export %s: %w", service.Interface, err)
 		}

@@ -18,6 +18,8 @@ import (
 // introspection, rights and clients read this table and nothing else; a method
 // that is not in it does not exist.
 type Service struct {
+	// Program is the daemon whose service it is, as people know it.
+	Program                  string
 	BusName, Path, Interface string
 	Methods                  []Method
 	Signals                  []Signal

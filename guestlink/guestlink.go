@@ -120,8 +120,11 @@ type Mount struct {
 type Termina struct {
 	StatefulDevice string
 	// Subnet is the containers' IPv4 network, empty when there is none.
-	Subnet   string
-	Features []int32
+	Subnet string
+	// Privileged lets root of a container be root of the guest, where whoever
+	// may start the container asks for it.
+	Privileged bool
+	Features   []int32
 }
 
 // A MountResult says how the stateful disk could be mounted.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	ct "github.com/auberge-vm/auberge/protos/ciceronepb"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 )
 
@@ -160,13 +161,21 @@ func (a *app) completeApplication() completer {
 	}
 }
 
+// containersOf are those that run, which the service knows, and then the others,
+// for which it asks the VM: a busy one may take too long.
 func (a *app) containersOf(vm string) names {
 	return func(ctx context.Context, s *session) []string {
-		all, err := listContainers(ctx, s.with(cicerone()), vm, a.owner)
-		if err != nil {
-			return nil
-		}
+		s = s.with(cicerone())
 		var found []string
+		var running ct.ListRunningContainersResponse
+		if s.call(ctx, "ListRunningContainers", &ct.ListRunningContainersRequest{OwnerId: a.owner}, &running) == nil {
+			for _, c := range running.Containers {
+				if c.VmName == vm {
+					found = append(found, c.ContainerName)
+				}
+			}
+		}
+		all, _ := listContainers(ctx, s, vm, a.owner)
 		for _, c := range all {
 			found = append(found, field(c, "name"))
 		}

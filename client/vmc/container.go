@@ -46,7 +46,7 @@ func (a *app) containerCommand() *cobra.Command {
 			"image ALIAS of a simplestreams SERVER (https://...); or from the files ROOTFS and METADATA in\n" +
 			"the VM, below /mnt/stateful/transfer.",
 		Example: `  vmc container termina penguin
-  vmc container termina web https://images.linuxcontainers.org debian/trixie --user alice`,
+  vmc container termina web https://image.example debian/trixie --user alice`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 && len(args) != 4 {
 				return fmt.Errorf("give VM CONTAINER, and an image by SERVER ALIAS or ROOTFS METADATA or not at all, not %d arguments", len(args))
@@ -72,7 +72,7 @@ func (a *app) containerCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.user, "user", "", "`NAME` of the user in a new container (default: yours)")
-	f.BoolVar(&privileged, "privileged", false, "let root in the container be root of the VM; =false takes it back")
+	f.BoolVar(&privileged, "privileged", false, "let root in the container be root of the VM, which VMs refuse so far; =false takes it back")
 	f.Uint32Var(&o.timeout, "timeout", 1800, "`SECONDS` that all of it may take")
 	f.BoolVar(&o.noShell, "no-shell", false, "open no shell")
 	completeFlag(cmd, "user", words())

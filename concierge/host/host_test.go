@@ -162,6 +162,61 @@ func TestChangesOfFiles(t *testing.T) {
 	expect(t, changes, host.TimezoneChanged)
 }
 
+func TestFollowTimezone(t *testing.T) {
+	h := host.Host{Localtime: filepath.Join(t.TempDir(), "localtime")}
+	link(t, h.Localtime, "/usr/share/zoneinfo/UTC")
+	ctx, cancel := context.WithCancel(t.Context())
+	changes, done := make(chan string, 16), make(chan error, 1)
+	go func() {
+		done <- h.FollowTimezone(ctx, slog.New(slog.DiscardHandler), func() {
+			zone, _ := h.Timezone()
+			changes <- zone
+		})
+	}()
+	// When it has begun to look, nobody says: a change that is noticed does.
+	tick := time.NewTicker(300 * time.Millisecond)
+	defer tick.Stop()
+	zones := []string{"Europe/Paris", "Asia/Tokyo"}
+	for n, seen := 0, false; !seen; n++ {
+		link(t, h.Localtime, "/usr/share/zoneinfo/"+zones[n%2])
+		select {
+		case <-changes:
+			seen = true
+		case <-tick.C:
+		}
+		if n > 100 {
+			t.Fatal("nobody noticed that the time zone has changed")
+		}
+	}
+	link(t, h.Localtime, "/usr/share/zoneinfo/America/New_York")
+	for zone := ""; zone != "America/New_York"; {
+		select {
+		case zone = <-changes:
+		case <-time.After(patience):
+			t.Fatal("nobody noticed that the time zone has changed again")
+		}
+	}
+	// The same again is no change.
+	link(t, h.Localtime, "/usr/share/zoneinfo/America/New_York")
+	write(t, filepath.Join(filepath.Dir(h.Localtime), "another"), "file")
+	link(t, h.Localtime, "/usr/share/zoneinfo/Asia/Kolkata")
+	select {
+	case zone := <-changes:
+		if zone != "Asia/Kolkata" {
+			t.Errorf("a change to %s is told", zone)
+		}
+	case <-time.After(patience):
+		t.Fatal("nobody noticed that the time zone has changed once more")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := (host.Host{Localtime: "/no/such/directory/localtime"}).FollowTimezone(t.Context(), slog.New(slog.DiscardHandler), nil); err == nil {
+		t.Error("a directory that is not there is watched")
+	}
+}
+
 // A watcher that was told too much at once listens again.
 func TestTooManyRoutes(t *testing.T) {
 	dir := t.TempDir()

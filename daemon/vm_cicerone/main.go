@@ -83,6 +83,11 @@ func run(ctx context.Context, o *options) error {
 			}
 		})
 	})
+	following.Go(func() {
+		if err := o.host().FollowTimezone(ctx, log, service.TimezoneChanged); err != nil {
+			log.Warn("containers that run will not hear of another time zone", "err", err)
+		}
+	})
 	return server.Run(ctx, func() {
 		events.ready(server)
 		onbus.Ready(log, o.Bus)

@@ -33,10 +33,15 @@ const (
 	// readyPause is between attempts to tell the host that we are there.
 	readyPauseMin = 100 * time.Millisecond
 	readyPauseMax = 2 * time.Second
-	// goodbyeTime is for what the host is told last.
-	goodbyeTime = 3 * time.Second
-	// callsTime is for calls of the host to end.
-	callsTime = 2 * time.Second
+
+	// The end takes the sum of these at the most, which is less than the
+	// TimeoutStopSec of our unit: workTime is for what goes on, flushTime for
+	// notices that still wait, goodbyeTime for the host to hear of the end,
+	// and callsTime, twice, for calls of the host.
+	workTime    = 5 * time.Second
+	flushTime   = 2 * time.Second
+	goodbyeTime = 2 * time.Second
+	callsTime   = time.Second
 )
 
 // Parts are what knows applications. Any may be missing.
@@ -149,16 +154,31 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	a.Status("STOPPING=1")
 	stopWork()
-	s.operations.Close()
-	s.playbooks.Close()
-	work.Wait()
+	a.await("its work", workTime, s.operations.Close, s.playbooks.Close, work.Wait)
 	stopSending()
 	sender.Wait()
 	a.goodbye(ctx)
-	endCalls(face)
-	calls.Wait()
+	a.await("a call of the host", 2*callsTime, func() { endCalls(face) }, calls.Wait)
 	s.shells.Close()
 	return err
+}
+
+// await waits until all of these have ended. What hangs ends with the process:
+// it must not keep the host from hearing of that.
+func (a *agent) await(what string, limit time.Duration, ends ...func()) {
+	var all sync.WaitGroup
+	for _, end := range ends {
+		all.Go(end)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); all.Wait() }()
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-ended:
+	case <-t.C:
+		a.Log.Warn("the agent ends in the middle of "+what, "waited", limit)
+	}
 }
 
 func (a *agent) server() (*server, notices) {
@@ -170,7 +190,7 @@ func (a *agent) server() (*server, notices) {
 		shells:     shells.New(a.VshdPath, a.User.Home, a.Log),
 		packages:   a.Packages,
 		operations: packagekit.NewOperations(a.Packages, packageNotices{n}, a.Log),
-		playbooks:  ansible.New(session.Environ(a.Environ, nil), playbookNotices{n}, a.Log),
+		playbooks:  ansible.New(session.Environ(a.Environ, nil, nil), playbookNotices{n}, a.Log),
 	}, n
 }
 
@@ -201,7 +221,7 @@ func (a *agent) startSFTP(ctx context.Context, work *sync.WaitGroup, s *server, 
 		return
 	}
 	s.sftpPort = port
-	files := &sftp.Server{Path: a.SFTPPath, Dir: a.User.Home, Env: session.Environ(a.Environ, nil), Log: a.Log}
+	files := &sftp.Server{Path: a.SFTPPath, Dir: a.User.Home, Env: session.Environ(a.Environ, nil, nil), Log: a.Log}
 	work.Go(func() {
 		if err := files.Serve(ctx, l); err != nil {
 			a.Log.Error("the host cannot have the user's files any more", "err", err)
@@ -251,9 +271,12 @@ func rest(ctx context.Context, d time.Duration) {
 
 // goodbye says what is left to say, and that the container's agent ends.
 func (a *agent) goodbye(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), goodbyeTime)
+	ctx = context.WithoutCancel(ctx)
+	flushing, cancel := context.WithTimeout(ctx, flushTime)
 	defer cancel()
-	a.queue.Flush(ctx)
+	a.queue.Flush(flushing)
+	ctx, cancel = context.WithTimeout(ctx, goodbyeTime)
+	defer cancel()
 	if err := a.host.ContainerShutdown(ctx, &pb.ContainerShutdownInfo{}); err != nil {
 		a.Log.Warn("the host was not told of the end", "err", err)
 	}

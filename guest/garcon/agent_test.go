@@ -25,7 +25,13 @@ import (
 	"github.com/auberge-vm/auberge/protos/vmtoolspb"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(carryTo); path != "" {
+		carry(path)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience is for what happens soon.
 const patience = time.Minute
@@ -44,6 +50,7 @@ type host struct {
 	ended  chan *pb.ContainerShutdownInfo
 	files  chan string
 	lines  chan *pb.ApplyAnsiblePlaybookProgressInfo
+	slow   chan struct{} // closed, if there is one, before FileWatchTriggered is answered
 }
 
 func newHost(t *testing.T) *host {
@@ -71,6 +78,9 @@ func (h *host) ContainerShutdown(_ context.Context, m *pb.ContainerShutdownInfo)
 
 func (h *host) FileWatchTriggered(_ context.Context, m *pb.FileWatchTriggeredInfo) (*vmtoolspb.EmptyMessage, error) {
 	h.files <- m.GetPath()
+	if h.slow != nil {
+		<-h.slow
+	}
 	return empty, nil
 }
 
@@ -254,6 +264,57 @@ func TestHandshake(t *testing.T) {
 	}
 	if said := next(t, c.says); said != "STOPPING=1" {
 		t.Errorf("the agent says %q at its end", said)
+	}
+}
+
+// Whatever hangs: the host hears of the end, and the agent ends before systemd
+// kills it.
+func TestEndWithinTheUnitsTime(t *testing.T) {
+	unit, err := os.ReadFile("../../packaging/image/container/files/usr/lib/systemd/user/cros-garcon.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(unit), "\nTimeoutStopSec=")
+	seconds, err := strconv.Atoi(strings.SplitN(text, "\n", 2)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, stuck := make(chan struct{}), make(chan struct{})
+	c, h, g := up(t, func(c *container) {
+		c.conf.Parts = func(garcon.Tools) (garcon.Parts, error) {
+			return garcon.Parts{Run: func(context.Context) { defer close(stuck); <-release }}, nil
+		}
+		c.write("bin/ansible-playbook", "#!/bin/sh\ntrap '' TERM\necho on\nexec sleep 3600\n", 0o755)
+		if err := os.Mkdir(filepath.Join(c.home, "Documents"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer func() { close(release); <-stuck }()
+	h.slow = make(chan struct{})
+	defer close(h.slow)
+	if resp, err := g.ApplyAnsiblePlaybook(deadline(t), &pb.ApplyAnsiblePlaybookRequest{Playbook: "x"}); err != nil || resp.GetStatus() != pb.ApplyAnsiblePlaybookResponse_STARTED {
+		t.Fatalf("ApplyAnsiblePlaybook: %v, %v", resp, err)
+	}
+	next(t, h.lines)
+	if resp, err := g.AddFileWatch(deadline(t), &pb.AddFileWatchRequest{Path: "Documents"}); err != nil || resp.GetStatus() != pb.AddFileWatchResponse_SUCCEEDED {
+		t.Fatalf("AddFileWatch: %v, %v", resp, err)
+	}
+	c.write("home/Documents/a", "text", 0o644)
+	next(t, h.files) // and no answer to it
+	limit := time.After(time.Duration(seconds) * time.Second)
+	c.stop()
+	select {
+	case <-h.ended:
+	case <-limit:
+		t.Fatal("the host does not hear of the end")
+	}
+	select {
+	case err := <-c.done:
+		if c.done = nil; err != nil {
+			t.Error(err)
+		}
+	case <-limit:
+		t.Fatal("the agent does not end")
 	}
 }
 

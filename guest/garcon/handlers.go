@@ -41,7 +41,7 @@ func (s *server) GetIcon(ctx context.Context, req *pb.IconRequest) (*pb.IconResp
 
 // LaunchVshd has a shell server dial the host.
 func (s *server) LaunchVshd(_ context.Context, req *pb.LaunchVshdRequest) (*pb.LaunchVshdResponse, error) {
-	if err := s.shells.Launch(req.GetPort(), session.Environ(s.environ, req.GetContainerFeatures())); err != nil {
+	if err := s.shells.Launch(req.GetPort(), session.Environ(s.environ, req.GetContainerFeatures(), nil)); err != nil {
 		return &pb.LaunchVshdResponse{FailureReason: s.reason("LaunchVshd", err)}, nil
 	}
 	return &pb.LaunchVshdResponse{Success: true}, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/auberge-vm/auberge/guest/tremplin/archive"
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
@@ -45,7 +46,6 @@ func (s *Server) CreateContainer(ctx context.Context, req *pb.CreateContainerReq
 		err := s.create(ctx, name, source)
 		switch {
 		case err == nil:
-			s.log.Info("container created", "container", name)
 			s.host.create(name, pb.ContainerCreationProgress_CREATED, 100, "")
 			return
 		case wasCancelled(ctx):
@@ -72,6 +72,7 @@ func isAbandoned(i incus.Instance) bool {
 // create makes a container under another name and renames it at the end, so
 // that nobody sees it before.
 func (s *Server) create(ctx context.Context, name string, source imageSource) error {
+	begun := time.Now()
 	if err := s.ensureLxd(ctx); err != nil {
 		return err
 	}
@@ -95,9 +96,11 @@ func (s *Server) create(ctx context.Context, name string, source imageSource) er
 	}
 	defer release()
 	temp := tempName("create")
+	fetched := time.Now()
 	if err := s.unpack(ctx, temp, image, map[string]string{setUpKey: "no"}, nil); err != nil {
 		return err
 	}
+	unpacked := time.Now()
 	if _, shipped := source.(shippedImage); !shipped {
 		err = s.dropTemplates(temp)
 	}
@@ -106,8 +109,12 @@ func (s *Server) create(ctx context.Context, name string, source imageSource) er
 	}
 	if err != nil {
 		s.discardNow(temp)
+		return err
 	}
-	return err
+	const exact = time.Millisecond
+	s.log.Info("container created", "container", name, "after", time.Since(begun).Round(exact),
+		"image", fetched.Sub(begun).Round(exact), "unpacking", unpacked.Sub(fetched).Round(exact))
+	return nil
 }
 
 // dropTemplates keeps Incus from writing files into a container as its image

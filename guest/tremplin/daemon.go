@@ -252,6 +252,8 @@ func (d *daemon) launch() (*process, error) {
 	cmd.Env = []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=/root", "LANG=C.UTF-8", "INCUS_DIR=" + d.cfg.IncusDir,
+		// Nothing is asked of its project's server: nobody names these types.
+		"INCUS_SKIP_INSTANCE_TYPES=true",
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	// A pipe of ours would break when we end, and incusd with it.

@@ -24,7 +24,9 @@ func slowIncusd(t *testing.T) (d *daemon, starts func() []int) {
 	cfg := Config{Incusd: filepath.Join(dir, "incusd"), IncusDir: filepath.Join(dir, "incus")}
 	log := filepath.Join(dir, "starts")
 	fifo := filepath.Join(dir, "fifo")
-	script := "#!/bin/sh\ntrap 'exit 0' PWR TERM\necho $$ >>" + log + "\necho $$ >" + fifo + "\nwhile :; do sleep 3600 & wait $!; kill $!; done\n"
+	// Until its sleep has become one it looks like another incusd.
+	script := "#!/bin/sh\ntrap 'exit 0' PWR TERM\nsleep 3600 &\nuntil read name </proc/$!/comm && [ $name = sleep ]; do :; done\n" +
+		"echo $$ >>" + log + "\necho $$ >" + fifo + "\nwhile :; do wait $!; done\n"
 	if err := os.WriteFile(cfg.Incusd, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -96,6 +98,27 @@ func TestAnIncusdThatDoesNotAnswerYetIsTakenOver(t *testing.T) {
 	if pid := d.leftBehind(); pid != 0 {
 		t.Errorf("%d is no incusd of ours", pid)
 	}
+}
+
+// Incus by itself asks nobody for anything.
+func TestIncusdIsToldToStayAtHome(t *testing.T) {
+	d, _ := slowIncusd(t)
+	p, err := d.launch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun(t, d)
+	env, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/environ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains("\x00"+string(env), "\x00INCUS_SKIP_INSTANCE_TYPES=true\x00") {
+		t.Errorf("it runs with %q", env)
+	}
+	if err := syscall.Kill(-p.pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-p.done
 }
 
 // The end of everything does not start an incusd, while one is looked for.

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -53,10 +54,15 @@ func TestAnExportIsThereWhenItIsWhole(t *testing.T) {
 	}
 	out.abandon()
 	os.Symlink(dir, filepath.Join(s.cfg.TransferDir, "out"))
-	for _, bad := range []string{"../x", "/etc/x", "out/x", "..", "x/..", "", "no/x"} {
+	os.WriteFile(filepath.Join(s.cfg.TransferDir, "x"), nil, 0o600)
+	for _, bad := range []string{"../x", "/etc/x", "out/x", "..", "x/..", "", "no/x", "no/../y", "./y", "a//y", "y/", ".", "/"} {
 		if out, err := s.sink(bad); err == nil {
-			t.Errorf("%q was taken", bad)
+			t.Errorf("an export to %q was taken", bad)
 			out.abandon()
+		}
+		if in, err := s.origin(strings.ReplaceAll(bad, "y", "x")); err == nil {
+			t.Errorf("an import from %q was taken", bad)
+			in.close()
 		}
 	}
 	if _, err := os.Lstat(filepath.Join(dir, "x")); err == nil {

@@ -58,7 +58,7 @@ func (s *Server) source(req *pb.CreateContainerRequest) (imageSource, error) {
 	address := strings.ReplaceAll(server, "%d", strconv.Itoa(s.cfg.Milestone))
 	u, err := url.Parse(address)
 	if err != nil || len(address) > maxURL || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil {
-		return nil, fmt.Errorf("the image server %.80q is not an address such as https://images.linuxcontainers.org", server)
+		return nil, fmt.Errorf("the image server %.80q is not an address such as https://image.example", server)
 	}
 	return remoteImage{s: s, server: address, alias: alias}, nil
 }
@@ -71,6 +71,8 @@ type imageStore struct {
 	failed   bool // one of them did not arrive, or so it seemed
 	// One upload of the shipped image at a time.
 	shipping chan struct{}
+	// shippedID is that of the files which shippedFiles tells apart.
+	shippedFiles, shippedID string
 }
 
 func newImageStore() imageStore { return imageStore{shipping: make(chan struct{}, 1)} }
@@ -150,6 +152,9 @@ func (s *Server) passing(fingerprint string) (release func()) {
 				if s.images.inUse(fingerprint) {
 					return nil // and whoever uses it removes it
 				}
+				if i, err := s.incus.Image(ctx, fingerprint); err == nil && i.Properties[shippedKey] != "" {
+					return nil // a server or a file had the very same
+				}
 				return s.incus.DeleteImage(ctx, fingerprint)
 			}
 			if err := remove(ctx); err != nil && !incus.IsNotFound(err) {
@@ -186,16 +191,37 @@ func (s *Server) shippedPaths() (metadata, rootfs string) {
 }
 
 // shippedID tells one shipped image from another without reading all of it:
-// squashfs has its summary at the beginning and its tables at the end.
+// squashfs has its summary at the beginning and its tables at the end. Even so
+// it is worked out once.
 func (s *Server) shippedID() (string, error) {
 	metadata, rootfs := s.shippedPaths()
-	h := sha256.New()
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	about := ""
 	for _, path := range []string{metadata, rootfs} {
 		f, err := os.Open(path)
 		if err != nil {
 			return "", err
 		}
-		defer f.Close()
+		files = append(files, f)
+		info, err := f.Stat()
+		if err != nil {
+			return "", err
+		}
+		about += fmt.Sprintf("%d bytes of %v; ", info.Size(), info.ModTime())
+	}
+	s.images.mu.Lock()
+	known, id := s.images.shippedFiles == about, s.images.shippedID
+	s.images.mu.Unlock()
+	if known {
+		return id, nil
+	}
+	h := sha256.New()
+	for _, f := range files {
 		info, err := f.Stat()
 		if err != nil {
 			return "", err
@@ -208,7 +234,11 @@ func (s *Server) shippedID() (string, error) {
 			}
 		}
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	id = hex.EncodeToString(h.Sum(nil))
+	s.images.mu.Lock()
+	s.images.shippedFiles, s.images.shippedID = about, id
+	s.images.mu.Unlock()
+	return id, nil
 }
 
 func (i shippedImage) fetch(ctx context.Context, _ func(int32)) (string, func(), error) {

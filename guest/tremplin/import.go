@@ -2,31 +2,21 @@ package tremplin
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net/url"
-	"os"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/auberge-vm/auberge/guest/tremplin/archive"
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
 	pb "github.com/auberge-vm/auberge/protos/tremplinpb"
-	"github.com/auberge-vm/auberge/vsock"
 	"golang.org/x/sys/unix"
 )
 
 // spareSpace is what an import leaves free for the containers that are there.
 const spareSpace = 64 << 20
-
-// Marks of an import that replaces a container.
-const (
-	finalKey = "user.auberge.final" // one that is whole and only lacks this name
-	awayKey  = "user.auberge.away"  // one that had this name and is to go
-)
 
 // ImportContainer makes a container of an archive, in the background. A
 // container of that name is replaced, at the very end.
@@ -89,63 +79,6 @@ func (s *Server) CancelImportContainer(_ context.Context, req *pb.CancelImportCo
 	return &pb.CancelImportContainerResponse{Status: pb.CancelImportContainerResponse_CANCEL_QUEUED}, nil
 }
 
-func checkReplaceable(i incus.Instance) error {
-	if i.Status != incus.Stopped {
-		return fmt.Errorf("the container %s runs: stop it before it is replaced", i.Name)
-	}
-	return nil
-}
-
-// An origin is where an import comes from.
-type origin struct {
-	io.Reader
-	size     uint64 // 0 where nobody knows it
-	unpacked uint64 // an estimate of the same
-	close    func() // also from another goroutine
-}
-
-// origin opens a path that an import names.
-func (s *Server) origin(path string) (*origin, error) {
-	if strings.HasPrefix(path, transferPrefix) {
-		conn, err := s.moves.use(path)
-		if err != nil {
-			return nil, err
-		}
-		return &origin{Reader: vsock.NewFrameReader(conn), close: func() { conn.Close() }}, nil
-	}
-	f, err := s.openTransfer(path)
-	if err != nil {
-		return nil, err
-	}
-	o := &origin{Reader: f, close: func() { f.Close() }}
-	if info, err := f.Stat(); err == nil {
-		o.size = uint64(info.Size())
-		o.unpacked = gzipSize(f, info.Size())
-	}
-	return o, nil
-}
-
-// maxRatio is how much smaller gzip can make anything.
-const maxRatio = 1032
-
-// gzipSize is what the end of a gzip file says of its content, which holds
-// below 4 GiB only, and for files that are whole.
-func gzipSize(f *os.File, size int64) uint64 {
-	var head [2]byte
-	var tail [4]byte
-	if _, err := f.ReadAt(head[:], 0); err != nil || head != [2]byte{0x1f, 0x8b} {
-		return uint64(size)
-	}
-	if _, err := f.ReadAt(tail[:], size-int64(len(tail))); err != nil {
-		return uint64(size)
-	}
-	said := uint64(binary.LittleEndian.Uint32(tail[:]))
-	if said > uint64(size)*maxRatio {
-		return uint64(size)
-	}
-	return max(said, uint64(size))
-}
-
 type architectureError struct{ device, container string }
 
 func (e *architectureError) Error() string {
@@ -167,11 +100,13 @@ type importing struct {
 }
 
 func (m *importing) do(ctx context.Context) error {
-	if err := m.room(m.from.size + m.from.unpacked); err != nil {
+	// Once as Incus gets it, and once as a container.
+	if err := m.room(2 * m.from.unpacked); err != nil {
 		return err
 	}
 	end := m.s.arrival()
-	image, counts, err := m.upload(ctx)
+	temp := tempName("import")
+	image, counts, err := m.upload(ctx, temp)
 	if err != nil {
 		end(err)
 		return err
@@ -182,7 +117,6 @@ func (m *importing) do(ctx context.Context) error {
 	if err := m.room(counts.Bytes); err != nil {
 		return err
 	}
-	temp := tempName("import")
 	m.told = time.Time{}
 	err = m.s.unpack(ctx, temp, image, map[string]string{setUpKey: "yes"}, func(incus.Operation) error {
 		m.tell(pb.ContainerImportProgress_IMPORTING_UNPACK, 0)
@@ -212,7 +146,7 @@ func (m *importing) room(need uint64) error {
 }
 
 // upload gives Incus the archive, cleaned on the way.
-func (m *importing) upload(ctx context.Context) (image string, counts archive.Counts, err error) {
+func (m *importing) upload(ctx context.Context, mark string) (image string, counts archive.Counts, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, m.from.close)
@@ -222,6 +156,7 @@ func (m *importing) upload(ctx context.Context) (image string, counts archive.Co
 	go func() {
 		var err error
 		_, counts, err = archive.Clean(pw, &countingReader{r: m.from, n: &m.read}, archive.Check{
+			Mark:     mark,
 			Metadata: checkArchitecture,
 			Progress: func(c archive.Counts) error { return m.look(ctx, c) },
 		})
@@ -283,104 +218,4 @@ func checkArchitecture(md archive.Metadata) error {
 		}
 	}
 	return &architectureError{device: own[0], container: md.Architecture}
-}
-
-// replace gives the new container its name, and only then removes the old one.
-// If we end in the middle, removeLeftovers does the rest.
-func (m *importing) replace(ctx context.Context, temp string) error {
-	s := m.s
-	old, missing, err := s.find(ctx, m.name)
-	switch {
-	case missing:
-		return s.finish(ctx, temp, m.name)
-	case err != nil:
-		return err
-	}
-	if err := checkReplaceable(old); err != nil {
-		return err
-	}
-	if err := s.incus.Change(ctx, temp, map[string]string{finalKey: m.name}, nil); err != nil {
-		return err
-	}
-	// Under its other name it looks like a leftover.
-	if err := s.incus.Change(ctx, m.name, map[string]string{awayKey: m.name}, nil); err != nil {
-		return err
-	}
-	away := tempName("old")
-	if err := s.incus.Rename(ctx, m.name, away); err != nil {
-		return err
-	}
-	if err := s.finish(ctx, temp, m.name); err != nil {
-		back, cancel := cleaning()
-		defer cancel()
-		if undo := s.putBack(back, away, m.name); undo != nil {
-			s.left.add("the name of "+m.name, undo, func(ctx context.Context) error {
-				err := s.incus.Rename(ctx, away, m.name)
-				if incus.IsConflict(err) {
-					return nil // there is another one by now
-				}
-				return err
-			})
-			return errors.Join(err, fmt.Errorf("the old container is called %s until Incus lets it have its name back: %w", away, undo))
-		}
-		return err
-	}
-	if err := s.incus.Change(ctx, m.name, map[string]string{finalKey: ""}, nil); err != nil {
-		s.log.Warn("a mark stays in the container's settings", "container", m.name, "err", err)
-	}
-	s.discardNow(away)
-	return nil
-}
-
-func (s *Server) putBack(ctx context.Context, away, name string) error {
-	if err := s.ensureLxd(ctx); err != nil {
-		return err
-	}
-	return s.incus.Rename(ctx, away, name)
-}
-
-// finishReplaced gives containers their names whose import ended in the middle
-// of that.
-func (s *Server) finishReplaced(ctx context.Context, all []incus.Instance) {
-	for _, r := range unfinished(all) {
-		if err := s.incus.Rename(ctx, r.from, r.to); err != nil {
-			s.log.Error("a container keeps a name that is not its own", "container", r.from, "name", r.to, "err", err)
-			continue
-		}
-		s.log.Info("an import that was cut short has left a whole container", "container", r.to, "was", r.from)
-	}
-}
-
-type renaming struct{ from, to string }
-
-// unfinished tells what is to be renamed so that nothing is lost: where nobody
-// has a name, the new container gets it, or else the old one gets it back.
-func unfinished(all []incus.Instance) []renaming {
-	taken := map[string]bool{}
-	for _, i := range all {
-		taken[i.Name] = true
-	}
-	var list []renaming
-	for _, key := range []string{finalKey, awayKey} {
-		for _, i := range all {
-			name := i.Config[key]
-			if !strings.HasPrefix(i.Name, ownPrefix) || checkName(name) != nil || taken[name] {
-				continue
-			}
-			taken[name] = true
-			list = append(list, renaming{from: i.Name, to: name})
-		}
-	}
-	return list
-}
-
-type countingReader struct {
-	r io.Reader
-	n *uint64
-}
-
-func (c *countingReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	*c.n += uint64(n)
-	return n, err
 }

@@ -3,6 +3,7 @@ package tremplin
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path"
@@ -43,9 +44,6 @@ func (s *Server) openTransferDir(name string) (*os.File, string, error) {
 		return nil, "", err
 	}
 	where, base := path.Split(rest)
-	if base == "" || base == "." || base == ".." {
-		return nil, "", fmt.Errorf("%q names no file", name)
-	}
 	dir, err := s.openBeneath(path.Join(".", where), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, "", err
@@ -87,7 +85,9 @@ func (s *Server) transferPath(name string) (string, error) {
 	if strings.HasPrefix(name, "/") && !strings.HasPrefix(name, s.cfg.TransferDir+"/") {
 		return "", fmt.Errorf("%q is not beneath %s", name, s.cfg.TransferDir)
 	}
-	if rest == "" || strings.ContainsRune(rest, 0) || len(rest) > 4000 {
+	// What an export can write an import must be able to name, and the other
+	// way round: no path has two meanings.
+	if rest == "." || !fs.ValidPath(rest) || strings.ContainsRune(rest, 0) || len(rest) > 4000 {
 		return "", fmt.Errorf("%.80q names no file beneath %s", name, s.cfg.TransferDir)
 	}
 	return rest, nil

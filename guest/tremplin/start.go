@@ -59,7 +59,6 @@ func (s *Server) StartContainer(ctx context.Context, req *pb.StartContainerReque
 		err := s.withHeartbeat(name, func() error { return s.startNow(ctx, i, req, config) })
 		switch {
 		case err == nil:
-			s.log.Info("container started", "container", name)
 			s.host.start(name, pb.ContainerStartProgress_STARTED, "")
 		case wasCancelled(ctx):
 			s.host.start(name, pb.ContainerStartProgress_CANCELLED, "the start was cancelled")
@@ -97,7 +96,7 @@ func (s *Server) privilege(level pb.StartContainerRequest_PrivilegeLevel) (map[s
 	case pb.StartContainerRequest_PRIVILEGED:
 		set, err := readSettings(s.cfg.SettingsPath)
 		if err == nil && !set.privileged {
-			err = errors.New("this VM was started without allow_privileged_containers")
+			err = errors.New("this VM was started without allow_privileged_containers: stop it and start it again")
 		}
 		return map[string]string{"security.privileged": "true"}, err
 	}
@@ -138,6 +137,7 @@ func (s *Server) withHeartbeat(name string, do func() error) error {
 
 // startNow gives a container what the host sent for it, and starts it.
 func (s *Server) startNow(ctx context.Context, i incus.Instance, req *pb.StartContainerRequest, config map[string]string) error {
+	begun := time.Now()
 	devices := incus.Devices{}
 	if req.Token != "" {
 		path, err := s.writeToken(i.Name, req.Token)
@@ -157,8 +157,15 @@ func (s *Server) startNow(ctx context.Context, i incus.Instance, req *pb.StartCo
 			return fmt.Errorf("the container's settings: %w", err)
 		}
 	}
+	prepared := time.Now()
 	// It may have stopped only just now.
-	return onceFree(ctx, func() error { return s.incus.Start(ctx, i.Name) })
+	err := onceFree(ctx, func() error { return s.incus.Start(ctx, i.Name) })
+	if err == nil {
+		const exact = time.Millisecond
+		s.log.Info("container started", "container", i.Name, "after", time.Since(begun).Round(exact),
+			"preparing", prepared.Sub(begun).Round(exact))
+	}
+	return err
 }
 
 // inUse adds that a container is no longer one that may be made anew: what runs

@@ -16,7 +16,8 @@ import (
 	"github.com/auberge-vm/auberge/protos/vmtoolspb"
 )
 
-var limits = wire.Limits{Connections: 4, Calls: 4, Message: 4 << 20, Fields: 1 << 12, Timeout: time.Minute, Idle: time.Minute}
+var limits = wire.Limits{Connections: 4, Calls: 4, Message: 4 << 20, Fields: 1 << 12, Memory: 8 << 20,
+	Timeout: time.Minute, Idle: time.Minute}
 
 // maxText is how many characters of a report reach the log.
 const maxText = 200

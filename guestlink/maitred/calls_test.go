@@ -162,12 +162,12 @@ func TestStartTermina(t *testing.T) {
 		99:                                        guestlink.MountUnknown,
 	} {
 		resp = &pb.StartTerminaResponse{MountResult: theirs, FreeBytes: 4096, FreeBytesHasValue: true}
-		r, err := p.StartTermina(t.Context(), guestlink.Termina{StatefulDevice: "/dev/vdb", Subnet: "100.115.92.192/28", Features: []int32{1, 77}})
+		r, err := p.StartTermina(t.Context(), guestlink.Termina{StatefulDevice: "/dev/vdb", Subnet: "100.115.92.192/28", Privileged: true, Features: []int32{1, 77}})
 		if err != nil || r != (guestlink.TerminaResult{Mount: want, FreeBytes: 4096, HasFree: true}) {
 			t.Errorf("%v: %+v, %v", theirs, r, err)
 		}
 	}
-	want := &pb.StartTerminaRequest{StatefulDevice: "/dev/vdb", LxdIpv4Subnet: "100.115.92.192/28",
+	want := &pb.StartTerminaRequest{StatefulDevice: "/dev/vdb", LxdIpv4Subnet: "100.115.92.192/28", AllowPrivilegedContainers: true,
 		Feature: []pb.StartTerminaRequest_Feature{1, 77}}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Error(diff)

@@ -179,7 +179,7 @@ func (k *Link) PowerOff(ctx context.Context) error {
 
 // StartTermina implements guestlink.ContainerHost.
 func (k *Link) StartTermina(ctx context.Context, t guestlink.Termina) (guestlink.TerminaResult, error) {
-	req := &pb.StartTerminaRequest{StatefulDevice: t.StatefulDevice, LxdIpv4Subnet: t.Subnet}
+	req := &pb.StartTerminaRequest{StatefulDevice: t.StatefulDevice, LxdIpv4Subnet: t.Subnet, AllowPrivilegedContainers: t.Privileged}
 	for _, f := range t.Features {
 		req.Feature = append(req.Feature, pb.StartTerminaRequest_Feature(f))
 	}

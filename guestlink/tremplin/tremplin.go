@@ -16,7 +16,8 @@ import (
 
 // limits of what one VM's agent reports: it is one program, with a report per
 // operation.
-var limits = wire.Limits{Connections: 8, Calls: 16, Message: 4 << 20, Fields: 1 << 17, Timeout: time.Minute, Idle: 2 * time.Minute}
+var limits = wire.Limits{Connections: 8, Calls: 16, Message: 1 << 20, Fields: 1 << 15, Memory: 4 << 20,
+	Timeout: time.Minute, Idle: 2 * time.Minute}
 
 // maxAnswerFields is far more than any answer has.
 const maxAnswerFields = 1 << 12

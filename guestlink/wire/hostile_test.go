@@ -6,6 +6,7 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -92,5 +93,56 @@ func TestAnswersAreBounded(t *testing.T) {
 	}
 	if _, err := c.SendFailureReport(t.Context(), &pb.FailureReport{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// Messages that take much memory when they are read are refused, and those that
+// take less are worked on a few at a time, however many there are.
+func TestMemoryIsBounded(t *testing.T) {
+	h, _, path := serve(t, wire.Limits{Connections: 64, Calls: 64, Message: 1 << 20, Fields: 1 << 20, Memory: 1 << 20, Timeout: patience})
+	c := dial(t, path)
+	many := map[string]string{}
+	for i := range 10000 {
+		many[strconv.Itoa(i)] = ""
+	}
+	if _, err := c.SendCrashReport(t.Context(), &pb.CrashReport{Metadata: many}); err == nil || !strings.Contains(err.Error(), "memory") {
+		t.Errorf("ten thousand entries: %v", err)
+	}
+	report := &pb.FailureReport{FailedProcess: strings.Repeat("a", 100<<10)}
+	ended := make(chan error, 32)
+	for range 32 {
+		c := dial(t, path)
+		go func() {
+			_, err := c.SendFailureReport(t.Context(), report)
+			ended <- err
+		}()
+	}
+	for range 2 {
+		<-h.inside
+	}
+	// Eight wait, and all others are told so.
+	for range 32 - 2 - 8 {
+		if err := <-ended; err == nil || !strings.Contains(err.Error(), "large messages") {
+			t.Fatalf("a large message too many: %v", err)
+		}
+	}
+	if n := len(h.inside); n != 0 {
+		t.Errorf("%d more are worked on", n)
+	}
+	// Small ones pass them by.
+	if _, err := c.CheckMetricsConsent(t.Context(), &vmtoolspb.EmptyMessage{}); err != nil {
+		t.Error(err)
+	}
+	close(h.leave)
+	for range 2 + 8 {
+		if err := <-ended; err != nil {
+			t.Errorf("one that waited: %v", err)
+		}
+	}
+	// Each has given its place back.
+	for range 20 {
+		if _, err := c.SendFailureReport(t.Context(), report); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

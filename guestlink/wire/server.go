@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
@@ -26,6 +27,9 @@ type Limits struct {
 	// Message bounds one message in bytes, Fields how many fields it may have
 	// at all depths: small ones take many times their size in memory.
 	Message, Fields int
+	// Memory bounds what one message takes when it is read, in bytes, about;
+	// zero leaves that to the fields.
+	Memory int
 	// Timeout ends a call that is not done by then, a half sent one included.
 	Timeout time.Duration
 	// Patient are methods without it.
@@ -58,13 +62,14 @@ func Serve(l net.Listener, what string, limits Limits, log *slog.Logger, registe
 	for _, m := range limits.Patient {
 		patient[m] = true
 	}
+	inside := newRoom(limits.Memory)
 	s.server = grpc.NewServer(
 		grpc.MaxRecvMsgSize(limits.Message), grpc.MaxConcurrentStreams(uint32(limits.Calls)),
 		grpc.MaxHeaderListSize(MaxHeaders), grpc.ConnectionTimeout(setupTimeout),
 		grpc.ReadBufferSize(Buffer), grpc.WriteBufferSize(Buffer),
 		grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(window),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: limits.Idle}),
-		grpc.ForceServerCodecV2(newFewFields(limits.Fields)),
+		grpc.ForceServerCodecV2(fewFields{CodecV2: encoding.GetCodecV2("proto"), limit: limits.Fields, room: inside}),
 		grpc.WaitForHandlers(true),
 		grpc.InTapHandle(func(ctx context.Context, info *tap.Info) (context.Context, error) {
 			if s.calls.Add(1) > int64(limits.Calls) {
@@ -81,6 +86,7 @@ func Serve(l net.Listener, what string, limits Limits, log *slog.Logger, registe
 			return ctx, nil
 		}),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			defer inside.leave(req)
 			if err, ok := ctx.Value(refused{}).(error); ok {
 				return nil, err
 			}

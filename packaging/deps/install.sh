@@ -37,7 +37,9 @@ e2fsprogs              mkfs.ext4                          disks in tests
 diod                   diod                               a 9P server in tests
 nftables               nft                                firewalls in tests
 iproute2               ip                                 interfaces in tests
-openssh-client         ssh                                shells in containers by ssh
+openssh-client         ssh                                shells in containers by ssh, sftp in tests
+openssh-sftp-server    /usr/lib/openssh/sftp-server       files of containers in tests
+ansible-core           ansible-playbook                   playbooks in tests
 dpkg                   dpkg-deb                           packages that containers install
 polkitd                /usr/lib/polkit-1/polkitd          rights in tests
 protobuf-compiler      protoc                             make protos

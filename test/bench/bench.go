@@ -58,8 +58,12 @@ func (b *bench) object() godbus.BusObject {
 	return b.conn.Object(dbus.ConciergeName, dbus.ConciergePath)
 }
 
-// call calls a method of the contract.
+// call calls a method of vm_concierge's contract.
 func (b *bench) call(method string, req, resp proto.Message) error {
+	return b.callOn(dbus.ConciergeName, dbus.ConciergePath, dbus.ConciergeInterface, method, req, resp)
+}
+
+func (b *bench) callOn(name, path, iface, method string, req, resp proto.Message) error {
 	payload, err := proto.Marshal(req)
 	if err != nil {
 		return err
@@ -67,7 +71,7 @@ func (b *bench) call(method string, req, resp proto.Message) error {
 	ctx, cancel := context.WithTimeout(b.ctx, callTimeout)
 	defer cancel()
 	var out []byte
-	if err := b.object().CallWithContext(ctx, dbus.ConciergeInterface+"."+method, 0, payload).Store(&out); err != nil {
+	if err := b.conn.Object(name, godbus.ObjectPath(path)).CallWithContext(ctx, iface+"."+method, 0, payload).Store(&out); err != nil {
 		return fmt.Errorf("%s: %w", method, err)
 	}
 	return proto.Unmarshal(out, resp)
@@ -144,6 +148,7 @@ type options struct {
 	pairs, vms int
 	only       string
 	crowdDir   string
+	kept       *keeper // see there
 	log        *os.File
 }
 

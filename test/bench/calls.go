@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -23,9 +24,12 @@ import (
 const callsPerSample = 200
 
 // p50 is the median of a call's time in microseconds.
-func p50(call func() error) func() (float64, error) {
+func p50(call func() error) func() (float64, error) { return p50of(callsPerSample, call) }
+
+// p50of is p50 over another number of calls.
+func p50of(n int, call func() error) func() (float64, error) {
 	return func() (float64, error) {
-		took := make([]float64, callsPerSample)
+		took := make([]float64, n)
 		for i := range took {
 			begin := time.Now()
 			if err := call(); err != nil {
@@ -77,7 +81,17 @@ func benchCalls(ctx context.Context, o *options, t *table) error {
 	}
 	t.ratio("GetVmInfo, p50", fmt.Sprintf("godbus server, answers of as many bytes, %d", len(reply)), "us", p, atMost(1.15))
 
-	state, stopLibvirt, err := b.startLibvirt(o.libvirt)
+	root := o.libvirt
+	if root == "" {
+		find := exec.CommandContext(ctx, "test/bench/libvirt-dbus.sh")
+		find.Stderr = os.Stderr
+		out, err := find.Output()
+		if err != nil {
+			return fmt.Errorf("test/bench/libvirt-dbus.sh, which finds or fetches libvirt-dbus: %w", err)
+		}
+		root = strings.TrimSpace(string(out))
+	}
+	state, stopLibvirt, err := b.startLibvirt(root)
 	if err != nil {
 		return err
 	}

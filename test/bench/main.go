@@ -34,7 +34,7 @@ func start() error {
 	var o options
 	flag.StringVar(&o.bin, "bin", "bin", "directory of the built programs")
 	flag.StringVar(&o.image, "image", "", "directory of the guest image")
-	flag.StringVar(&o.libvirt, "libvirt", "/", "root directory below which libvirt-dbus lies")
+	flag.StringVar(&o.libvirt, "libvirt", "", "root directory below which libvirt-dbus lies (default: found or fetched when it is needed)")
 	flag.StringVar(&o.accel, "accel", "tcg", "accelerator of the VMs, kvm or tcg")
 	flag.IntVar(&o.pairs, "pairs", minPairs, "how often A and B are compared")
 	flag.IntVar(&o.vms, "vms", 1000, "how many VMs are many")
@@ -59,6 +59,9 @@ var parts = []part{
 	{"many", benchMany},
 	{"boot", benchBoot},
 	{"streams", benchStreams},
+	{"relay", benchRelay},
+	{"create", benchCreate},
+	{"start", benchStart},
 }
 
 func partNames() []string {
@@ -92,6 +95,11 @@ func (o *options) run(ctx context.Context) (err error) {
 	if err := os.Chmod(o.crowdDir, 0o755); err != nil {
 		return err
 	}
+	defer func() {
+		if o.kept != nil {
+			o.kept.close()
+		}
+	}()
 	t := &table{}
 	where := machine(o.accel)
 	var failed []error

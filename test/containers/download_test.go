@@ -73,23 +73,28 @@ func TestDownloads(t *testing.T) {
 	if end := s.creation("slow"); end.Status != ciceronepb.LxdContainerCreatedSignal_CREATED {
 		t.Errorf("the slow one: %v", end)
 	}
+	// Its beginning, at least one step on the way, and its end.
 	steps := all[*downloading](s.ear)
-	if len(steps) == 0 {
-		t.Error("nothing was seen of its download")
+	if len(steps) < 3 || steps[0].DownloadProgress != 0 || steps[len(steps)-1].DownloadProgress != 100 {
+		t.Errorf("its download was seen as %v", steps)
 	}
 	for i, m := range steps {
-		if m.ContainerName != "slow" || m.VmName != vm || m.DownloadProgress < 0 || m.DownloadProgress > 100 ||
-			i > 0 && m.DownloadProgress < steps[i-1].DownloadProgress {
+		if m.ContainerName != "slow" || m.VmName != vm || i > 0 && m.DownloadProgress <= steps[i-1].DownloadProgress {
 			t.Errorf("its download was seen as %v", steps)
 			break
 		}
 	}
 
+	// Another is made while one stands still.
+	s.download("stalled", "8000/stall")
+	s.localImage()
+	if end := s.creation("stalled"); end.Status != ciceronepb.LxdContainerCreatedSignal_DOWNLOAD_TIMED_OUT || end.FailureReason == "" {
+		t.Errorf("the stalled one ends with %v", end)
+	}
 	for name, how := range map[string]struct {
 		server string
 		status ciceronepb.LxdContainerCreatedSignal_Status
 	}{
-		"stalled": {"8000/stall", ciceronepb.LxdContainerCreatedSignal_DOWNLOAD_TIMED_OUT},
 		"cut":     {"8000/cut", ciceronepb.LxdContainerCreatedSignal_FAILED},
 		"spoiled": {"8001/fast", ciceronepb.LxdContainerCreatedSignal_FAILED},
 		"dead":    {"9/none", ciceronepb.LxdContainerCreatedSignal_FAILED},
@@ -107,8 +112,60 @@ func TestDownloads(t *testing.T) {
 	if end := s.creation("cancelled"); end.Status != ciceronepb.LxdContainerCreatedSignal_CANCELLED {
 		t.Errorf("the one that is deleted meanwhile: %v, %v", end, &del)
 	}
-	s.nothingHalfMade(container, "slow")
+	s.nothingHalfMade("files", container, "slow")
 	if more := all[*created](s.ear); len(more) > 0 {
 		t.Errorf("a second end: %v", more)
+	}
+	s.resetDatabase()
+}
+
+// localImage makes a container of two files in the VM.
+func (s *stack) localImage() {
+	s.t.Helper()
+	s.vmRoot("mkdir -p /mnt/stateful/transfer; cp /run/served/8000/images/* /mnt/stateful/transfer/")
+	if got := s.run("vmc", "container", vm, "files", "/mnt/stateful/transfer/rootfs.squashfs", "/mnt/stateful/transfer/metadata.tar.xz", "--no-shell", "--user", "alice"); !strings.Contains(got, "files runs in "+vm+", its user is alice") {
+		s.t.Errorf("a container of files: %q", got)
+	}
+	if end := s.creation("files"); end.Status != ciceronepb.LxdContainerCreatedSignal_CREATED {
+		s.t.Errorf("a container of files: %v", end)
+	}
+	if got := s.run("vsh", vm, "files", "--", "id", "-un"); got != "alice" {
+		s.t.Errorf("the user of a container of files is %q", got)
+	}
+	// The metadata of the shipped image lie elsewhere.
+	var resp ciceronepb.CreateLxdContainerResponse
+	s.must("CreateLxdContainer", &ciceronepb.CreateLxdContainerRequest{VmName: vm, ContainerName: "elsewhere",
+		RootfsPath: "rootfs.squashfs", MetadataPath: "/opt/google/cros-containers/image/metadata.tar.xz"}, &resp)
+	if end := s.creation("elsewhere"); end.Status != ciceronepb.LxdContainerCreatedSignal_FAILED || !strings.Contains(end.FailureReason, "/mnt/stateful/transfer") {
+		s.t.Errorf("a container of files that are not for this: %v, %v", &resp, end)
+	}
+	s.vmRoot("rm -r /mnt/stateful/transfer")
+}
+
+// resetDatabase has Incus find its containers again without its database.
+func (s *stack) resetDatabase() {
+	s.t.Helper()
+	before := s.vmRoot("incus list --format csv --columns n </dev/null")
+	all[*ciceronepb.StartLxdProgressSignal](s.ear)
+	var lxd ciceronepb.StartLxdResponse
+	s.must("StartLxd", &ciceronepb.StartLxdRequest{VmName: vm, ResetLxdDb: true}, &lxd)
+	if lxd.Status != ciceronepb.StartLxdResponse_STARTING {
+		s.t.Fatalf("StartLxd with reset_lxd_db: %v", &lxd)
+	}
+	await(s.ear, func(p *ciceronepb.StartLxdProgressSignal) bool {
+		return p.Status == ciceronepb.StartLxdProgressSignal_RECOVERING
+	})
+	if end := await(s.ear, func(p *ciceronepb.StartLxdProgressSignal) bool {
+		return p.Status == ciceronepb.StartLxdProgressSignal_STARTED || p.Status == ciceronepb.StartLxdProgressSignal_FAILED
+	}); end.Status != ciceronepb.StartLxdProgressSignal_STARTED {
+		s.t.Fatalf("StartLxd with reset_lxd_db: %v", end)
+	}
+	if after := s.vmRoot("incus list --format csv --columns n </dev/null"); after != before {
+		s.t.Errorf("with a new database Incus has %q, before %q", after, before)
+	}
+	all[*ciceronepb.ContainerStartedSignal](s.ear)
+	s.startContainer()
+	if got := s.shell("id -un"); got != "alice" {
+		s.t.Errorf("with a new database the container's user is %q", got)
 	}
 }

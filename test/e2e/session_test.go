@@ -39,7 +39,13 @@ type session struct {
 
 func (c *client) shell(vm string) *session {
 	c.t.Helper()
-	cmd := c.bed.Command(c.user, "vsh", vm, "--", "sh")
+	return c.shellBy("vsh", vm, "--", "sh")
+}
+
+// shellBy is a shell that a command leads to.
+func (c *client) shellBy(name string, args ...string) *session {
+	c.t.Helper()
+	cmd := c.bed.Command(c.user, name, args...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		c.t.Fatal(err)

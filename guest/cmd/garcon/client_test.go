@@ -5,6 +5,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -132,5 +133,55 @@ func serve(t *testing.T, h *host) func(context.Context) (net.Conn, error) {
 	t.Cleanup(func() { face.Stop(); <-done })
 	return func(ctx context.Context) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}
+}
+
+// The scripts that programs of a container start: what they are given is for
+// the host, also when it looks like an option.
+func TestHandlers(t *testing.T) {
+	for name, c := range map[string]struct {
+		script string
+		args   []string
+		asked  []string
+		fails  string
+	}{
+		"url":                {script: "url", args: []string{"http://a", "mailto:b"}, asked: []string{"tok: url|http://a", "tok: url|mailto:b"}},
+		"url like an option": {script: "url", args: []string{"--terminal", "--title", "x"}, fails: "neither a URL"},
+		"no url":             {script: "url", fails: "needs URLs"},
+		"terminal":           {script: "terminal", asked: []string{"tok: terminal"}},
+		"program":            {script: "terminal", args: []string{"ls", "-la"}, asked: []string{"tok: terminal|ls|-la"}},
+		"program after -e":   {script: "terminal", args: []string{"-e", "ls", "--url"}, asked: []string{"tok: terminal|ls|--url"}},
+		"program after --":   {script: "terminal", args: []string{"--", "ls", "--", "x"}, asked: []string{"tok: terminal|ls|--|x"}},
+		"option after -e":    {script: "terminal", args: []string{"-e", "--url", "http://a"}, asked: []string{"tok: terminal|--url|http://a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text, err := os.ReadFile("../../../packaging/image/container/files/usr/bin/garcon-" + c.script + "-handler")
+			if err != nil {
+				t.Fatal(err)
+			}
+			const garcon = "/opt/google/cros-containers/bin/garcon"
+			if !strings.Contains(string(text), garcon) {
+				t.Fatalf("the script does not start %s", garcon)
+			}
+			// The real script; printf, in the program's place, prints the arguments.
+			sh := exec.Command("sh", append([]string{"-c", strings.ReplaceAll(string(text), garcon, "printf '%s\\0'"), c.script}, c.args...)...)
+			out, err := sh.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := &host{}
+			o := options{clientOptions: clientOptions{tokenPath: filepath.Join(t.TempDir(), "token"), dial: serve(t, h), patience: time.Minute}}
+			if err := os.WriteFile(o.tokenPath, []byte("tok"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			cmd := command(&o)
+			cmd.SetArgs(strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00"))
+			if err := cmd.ExecuteContext(t.Context()); c.fails == "" && err != nil || c.fails != "" && (err == nil || !strings.Contains(err.Error(), c.fails)) {
+				t.Errorf("%v, want %q", err, c.fails)
+			}
+			if diff := cmp.Diff(c.asked, h.asked); diff != "" {
+				t.Error(diff)
+			}
+		})
 	}
 }

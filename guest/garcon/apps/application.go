@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// maxMessage is what the host takes, less room for the token and more.
-	maxMessage = 4<<20 - 64<<10
+	// maxMessage is what the host takes of a list, 2 MiB, less room for the token and
+	// more.
+	maxMessage = 2<<20 - 64<<10
 	// maxApplication bounds one application in the list.
 	maxApplication = 64 << 10
 	// maxCrowded is the bound when there are so many that their texts alone

@@ -61,7 +61,7 @@ func (m *Manager) follow(ctx context.Context, w *watch, pending *pending) error 
 			<-done
 		}
 	}()
-	retry := retryMin
+	retry := m.retry
 	for {
 		if next.due && !running && ctx.Err() == nil {
 			now := next
@@ -98,7 +98,7 @@ func (m *Manager) follow(ctx context.Context, w *watch, pending *pending) error 
 				next.look(change{apps: true, mime: true}, lookAgain)
 			}
 			if r.err == nil || ctx.Err() != nil {
-				retry = retryMin
+				retry = m.retry
 				continue
 			}
 			m.log.Warn("the host did not take the applications", "err", r.err, "again", retry)

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/guest/garcon/apps"
 	"github.com/auberge-vm/auberge/guest/garcon/hostcalls"
@@ -34,16 +35,25 @@ type host struct {
 	counts    chan uint32
 	terminals chan []string
 
-	mu     sync.Mutex
-	refuse int // so many lists
+	mu          sync.Mutex
+	refuse      int // so many lists
+	refuseMimes int // so many of MIME types
+}
+
+// refused says whether something is not taken, by a count or by its size.
+func (h *host) refused(count *int, tooMuch bool) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if *count > 0 || tooMuch {
+		*count--
+		return status.Error(codes.ResourceExhausted, "too much, or too often")
+	}
+	return nil
 }
 
 func (h *host) UpdateApplicationList(_ context.Context, req *pb.UpdateApplicationListRequest) (*vmtoolspb.EmptyMessage, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.refuse > 0 {
-		h.refuse--
-		return nil, status.Error(codes.FailedPrecondition, "not now")
+	if err := h.refused(&h.refuse, len(req.GetApplication()) > 4096 || proto.Size(req) > 2<<20); err != nil {
+		return nil, err
 	}
 	h.lists <- req
 	return &vmtoolspb.EmptyMessage{}, nil
@@ -55,6 +65,9 @@ func (h *host) PendingUpdateApplicationListCalls(_ context.Context, req *pb.Pend
 }
 
 func (h *host) UpdateMimeTypes(_ context.Context, req *pb.UpdateMimeTypesRequest) (*vmtoolspb.EmptyMessage, error) {
+	if err := h.refused(&h.refuseMimes, len(req.GetMimeTypeMappings()) > 8192); err != nil {
+		return nil, err
+	}
 	h.mimes <- req.GetMimeTypeMappings()
 	return &vmtoolspb.EmptyMessage{}, nil
 }
@@ -108,6 +121,7 @@ func newPlace(t *testing.T, change ...func(*place)) *place {
 		Host: client, Owner: p.owner, Environ: p.environ,
 		Paths:    apps.Paths{Home: p.home, ConfigHome: p.home + "/.config", DataDirs: append([]string{p.home + "/.local/share", p.system}, p.more...)},
 		Coalesce: 20 * time.Millisecond,
+		Retry:    100 * time.Millisecond,
 		Pixmaps:  p.system + "/pixmaps",
 	})
 	return p

@@ -15,6 +15,9 @@ const (
 	maxIcons    = 4096
 	// iconSize is what an icon costs in the response beside its bytes and id.
 	iconSize = 24
+	// maxIconBytes is what the host takes of an answer, 4 MiB, less some room:
+	// more than of what it did not ask for.
+	maxIconBytes = 4<<20 - 64<<10
 )
 
 // GetIcon returns the icons of applications. Those without one, and those that
@@ -28,7 +31,7 @@ func (m *Manager) GetIcon(ctx context.Context, req *pb.IconRequest) (*pb.IconRes
 		scale = min(n, maxScale)
 	}
 	resp := &pb.IconResponse{}
-	room := maxMessage
+	room := maxIconBytes
 	asked := map[string]bool{}
 	for _, id := range req.GetDesktopFileIds() {
 		if err := ctx.Err(); err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/auberge-vm/auberge/guest/garcon/desktop"
@@ -57,8 +56,8 @@ func (m *Manager) launch(ctx context.Context, req *pb.LaunchApplicationRequest) 
 }
 
 func (m *Manager) start(id string, e *desktop.Entry, req *pb.LaunchApplicationRequest, line []string) error {
-	env := environment(m.environ, req.GetContainerFeatures(), m.variables(id, e, req))
-	program, err := desktop.LookPath(line[0], lookup(env, "PATH"))
+	env := session.Environ(m.environ, req.GetContainerFeatures(), m.variables(id, e, req))
+	program, err := desktop.LookPath(line[0], session.Getenv(env, "PATH"))
 	if err != nil {
 		return fmt.Errorf("%s: cannot run %q: %w", e.Path, line[0], errors.Unwrap(err))
 	}
@@ -83,36 +82,10 @@ func (m *Manager) variables(id string, e *desktop.Entry, req *pb.LaunchApplicati
 	}
 	if req.GetDisplayScaling() == pb.LaunchApplicationRequest_SCALED {
 		for _, name := range []string{"DISPLAY", "WAYLAND_DISPLAY", "XCURSOR_SIZE"} {
-			if low := lookup(m.environ, name+"_LOW_DENSITY"); low != "" {
+			if low := session.Getenv(m.environ, name+"_LOW_DENSITY"); low != "" {
 				set[name] = low
 			}
 		}
 	}
 	return set
-}
-
-// environment is the agent's, as programs inherit it, with what the features
-// ask for and with what is set.
-func environment(environ []string, features []pb.ContainerFeature, set map[string]string) []string {
-	var env []string
-	for _, kv := range session.Environ(environ, features) {
-		name, _, _ := strings.Cut(kv, "=")
-		if _, changed := set[name]; !changed && name != "DESKTOP_STARTUP_ID" {
-			env = append(env, kv)
-		}
-	}
-	for name, value := range set {
-		env = append(env, name+"="+value)
-	}
-	slices.Sort(env)
-	return env
-}
-
-func lookup(env []string, name string) string {
-	for _, kv := range env {
-		if v, ok := strings.CutPrefix(kv, name+"="); ok {
-			return v
-		}
-	}
-	return ""
 }

@@ -164,11 +164,53 @@ func TestChangesAreGathered(t *testing.T) {
 	}
 }
 
-func TestRefusedListComesAgain(t *testing.T) {
-	p := newPlace(t, func(p *place) { p.host.refuse = 1 })
+// A host that has had too many lists gets the last one, and only that, when it
+// takes lists again; and so with MIME types.
+func TestRefusedListsComeAgain(t *testing.T) {
+	p := newPlace(t, func(p *place) { p.host.refuse, p.host.refuseMimes = 4, 3 })
 	p.write("applications/a.desktop", entry("a", ""))
 	p.run()
-	p.until("a")
+	left := func(count *int) func() int {
+		return func() int {
+			p.host.mu.Lock()
+			defer p.host.mu.Unlock()
+			return *count
+		}
+	}
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for deadline := time.After(patience); !ok(); {
+			select {
+			case <-tick.C:
+			case <-deadline:
+				t.Fatal(what)
+			}
+		}
+	}
+	lists := left(&p.host.refuse)
+	for _, name := range []string{"b", "c"} {
+		before := lists()
+		until("nothing is told again", func() bool { return lists() < before || lists() == 0 })
+		p.write("applications/"+name+".desktop", entry(name, ""))
+	}
+	p.until("a", "b", "c")
+	select {
+	case m := <-p.host.mimes:
+		if len(m) != 0 {
+			t.Errorf("%d types without a cache", len(m))
+		}
+	case <-time.After(patience):
+		t.Fatal("no MIME types came")
+	}
+	if lists() != 0 || left(&p.host.refuseMimes)() != 0 {
+		t.Error("not everything was refused")
+	}
+	p.write("applications/d.desktop", entry("d", ""))
+	if got := ids(p.next()); !slices.Equal(got, []string{"a", "b", "c", "d"}) {
+		t.Errorf("after that comes %q", got)
+	}
 }
 
 func TestRefreshTellsAgain(t *testing.T) {
@@ -307,6 +349,19 @@ func TestLongTextsAreCut(t *testing.T) {
 	}
 }
 
+// A list that is longer than the host takes is no list at all to it.
+func TestListFitsTheHost(t *testing.T) {
+	p := newPlace(t)
+	for i := range 60 {
+		p.write(fmt.Sprintf("applications/a%02d.desktop", i), entry("a", "Comment=c\nComment[de]="+strings.Repeat("d", 50000)+"\n"))
+	}
+	p.run()
+	list := p.next()
+	if len(list) != 60 || list[59].GetComment().GetValues()[0].GetValue() != "c" {
+		t.Errorf("the list has %d applications", len(list))
+	}
+}
+
 // Far more than is looked at, and more text than a message holds.
 func TestHundredThousandFiles(t *testing.T) {
 	p := newPlace(t)
@@ -334,7 +389,7 @@ func TestHundredThousandFiles(t *testing.T) {
 	if len(list) != 4096 {
 		t.Errorf("the list has %d applications", len(list))
 	}
-	if n := proto.Size(&pb.UpdateApplicationListRequest{Application: list}); n > 4<<20 {
+	if n := proto.Size(&pb.UpdateApplicationListRequest{Application: list}); n > 2<<20 {
 		t.Errorf("the list has %d bytes", n)
 	}
 }

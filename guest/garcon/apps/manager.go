@@ -39,6 +39,9 @@ type Config struct {
 	NoStartupNotify bool
 	// Coalesce is how long changes are gathered; 0 is three seconds.
 	Coalesce time.Duration
+	// Retry is when the host is told again what it did not take, the first
+	// time; 0 is five seconds.
+	Retry time.Duration
 	// Pixmaps is where icons are that belong to no theme, if not in
 	// /usr/share/pixmaps.
 	Pixmaps string
@@ -51,7 +54,7 @@ type Manager struct {
 	paths           Paths
 	environ         []string
 	noStartupNotify bool
-	coalesce        time.Duration
+	coalesce, retry time.Duration
 
 	finder   *icons.Finder
 	children *children
@@ -67,7 +70,7 @@ type Manager struct {
 func New(c Config) *Manager {
 	return &Manager{
 		log: c.Log, host: c.Host, paths: c.Paths, environ: c.Environ, noStartupNotify: c.NoStartupNotify,
-		coalesce: cmp.Or(c.Coalesce, coalesce),
+		coalesce: cmp.Or(c.Coalesce, coalesce), retry: cmp.Or(c.Retry, retryMin),
 		finder: icons.NewFinder(icons.Config{
 			Home: c.Paths.Home, ConfigHome: c.Paths.ConfigHome, DataDirs: c.Paths.DataDirs, Pixmaps: c.Pixmaps,
 		}),

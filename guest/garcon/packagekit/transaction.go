@@ -12,8 +12,8 @@ import (
 const (
 	// setupTime is for a transaction to begin, which may start PackageKit.
 	setupTime = 40 * time.Second
-	// cancelTime is for one to end after it was cancelled.
-	cancelTime = 3 * time.Second
+	// cancelTime is for one to be cancelled, and then for it to end.
+	cancelTime = 2 * time.Second
 )
 
 // A transaction is one of PackageKit's, on a connection of its own.

@@ -4,6 +4,7 @@ package session
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -41,37 +42,50 @@ func Current(any bool) (User, error) {
 	return User{u.Username, filepath.Clean(u.HomeDir)}, nil
 }
 
-// between are variables between systemd and one of its services.
-var between = []string{
+// ours are variables of the agent itself: between systemd and its service, and
+// of the one start of a program.
+var ours = []string{
 	"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES",
 	"INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MANAGERPID", "MAINPID",
 	"MEMORY_PRESSURE_WATCH", "MEMORY_PRESSURE_WRITE", "CREDENTIALS_DIRECTORY", "RUNTIME_DIRECTORY",
+	"DESKTOP_STARTUP_ID",
 }
 
 // Environ returns what a program inherits from the environment of the agent,
-// with what the features ask for.
-func Environ(environ []string, features []pb.ContainerFeature) []string {
-	set := map[string]string{}
+// with what the features ask for, and then with what is set.
+func Environ(environ []string, features []pb.ContainerFeature, set map[string]string) []string {
+	all := map[string]string{}
 	for _, f := range features {
 		switch f {
 		case pb.ContainerFeature_ENABLE_GTK3_IME_SUPPORT:
-			set["GTK_IM_MODULE"] = "cros"
+			all["GTK_IM_MODULE"] = "cros"
 		case pb.ContainerFeature_ENABLE_QT_IME_SUPPORT:
-			set["QT_IM_MODULE"] = "cros"
+			all["QT_IM_MODULE"] = "cros"
 		case pb.ContainerFeature_ENABLE_VIRTUAL_KEYBOARD_SUPPORT:
-			set["CROS_IM_VIRTUAL_KEYBOARD"] = "1"
+			all["CROS_IM_VIRTUAL_KEYBOARD"] = "1"
 		}
 	}
+	maps.Copy(all, set)
 	var env []string
 	for _, kv := range environ {
 		name, _, ok := strings.Cut(kv, "=")
-		if _, changed := set[name]; ok && !changed && !slices.Contains(between, name) {
+		if _, changed := all[name]; ok && !changed && !slices.Contains(ours, name) {
 			env = append(env, kv)
 		}
 	}
-	for name, value := range set {
+	for name, value := range all {
 		env = append(env, name+"="+value)
 	}
 	slices.Sort(env)
 	return env
+}
+
+// Getenv reads a variable of an environment, "" where it is not set.
+func Getenv(environ []string, name string) string {
+	for _, kv := range environ {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			return v
+		}
+	}
+	return ""
 }

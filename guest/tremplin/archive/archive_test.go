@@ -49,11 +49,7 @@ var (
 
 func list(t testing.TB, data []byte) map[string]*tar.Header {
 	t.Helper()
-	z, err := gzip.NewReader(bytes.NewReader(data))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := tar.NewReader(z)
+	r := tar.NewReader(bytes.NewReader(data))
 	all := map[string]*tar.Header{}
 	for {
 		h, err := r.Next()
@@ -182,6 +178,42 @@ func TestWhatIsPackedComesBack(t *testing.T) {
 	}
 	if h := got["rootfs/etc/passwd"]; h == nil || h.Mode != 0o640 {
 		t.Error(fmt.Sprintf("%+v", h))
+	}
+}
+
+// Whatever is exported can be imported again: deep paths and long links too.
+// What cannot be is refused before anything is written.
+func TestWhatCannotComeBackIsNotPacked(t *testing.T) {
+	dir, long := t.TempDir(), strings.Repeat("directory/", 378)
+	nothing := func() error { return nil }
+	for _, err := range []error{
+		os.WriteFile(dir+"/metadata.yaml", []byte(metadata), 0o600),
+		os.MkdirAll(filepath.Join(dir, "rootfs", long), 0o700),
+		os.Symlink(strings.Repeat("y", 4095), dir+"/rootfs/link"),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := archive.Count(dir, nothing); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if _, err := archive.Pack(&out, dir, func(os.FileInfo) (int, int) { return 0, 0 }, func(archive.Counts) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := archive.Clean(io.Discard, &out, archive.Check{}); err != nil {
+		t.Error(err)
+	}
+	longer := filepath.Join(dir, "rootfs", long, strings.Repeat("z", 30))
+	if err := os.WriteFile(longer, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := archive.Count(dir, nothing); err == nil || !strings.Contains(err.Error(), "move or remove it") {
+		t.Error(err)
+	}
+	if _, _, err := archive.Clean(io.Discard, bytes.NewReader(packed(meta, root, entry{name: longer[len(dir)+1:]})), archive.Check{}); !errors.Is(err, archive.ErrUnsafe) {
+		t.Error(err)
 	}
 }
 

@@ -7,19 +7,10 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
-	"path"
 	"strings"
-
-	"github.com/klauspost/compress/gzip"
 )
 
-const (
-	maxEntries = 2 << 20
-	maxName    = 4000
-	maxDepth   = 256
-	maxXattr   = 64 << 10 // one, as the kernel has it
-	maxXattrs  = 64
-)
+const bufferSize = 64 << 10
 
 // ErrUnsafe says that an archive has what no container needs and an attacker
 // may.
@@ -39,22 +30,21 @@ type Counts struct {
 type Check struct {
 	Metadata func(Metadata) error
 	Progress func(Counts) error
+	// Mark is a comment in the metadata, which makes an archive unlike any other.
+	Mark string
 }
 
-// Clean reads a container's archive and writes it to w, as tar with gzip, with
-// nothing but metadata.yaml and what is beneath rootfs.
+// Clean reads a container's archive and writes it to w with nothing but
+// metadata.yaml and what is beneath rootfs. It is not compressed: who reads it
+// is on the same machine, and would only have to undo that.
 func Clean(w io.Writer, r io.Reader, check Check) (Metadata, Counts, error) {
 	in, closeIn, err := uncompressed(r)
 	if err != nil {
 		return Metadata{}, Counts{}, err
 	}
 	defer closeIn()
-	b := bufio.NewWriterSize(w, 32<<10)
-	z, err := gzip.NewWriterLevel(b, gzip.BestSpeed)
-	if err != nil {
-		return Metadata{}, Counts{}, err
-	}
-	c := cleaner{out: tar.NewWriter(z), seen: map[uint64]byte{}, seed: maphash.MakeSeed(), check: check}
+	b := bufio.NewWriterSize(w, bufferSize)
+	c := cleaner{out: tar.NewWriter(b), buffer: make([]byte, bufferSize), seen: map[uint64]byte{}, seed: maphash.MakeSeed(), check: check}
 	if err := c.all(tar.NewReader(in)); err != nil {
 		return c.metadata, c.counts, err
 	}
@@ -63,7 +53,7 @@ func Clean(w io.Writer, r io.Reader, check Check) (Metadata, Counts, error) {
 	if _, err := io.Copy(io.Discard, io.LimitReader(in, 1<<20)); err != nil {
 		return c.metadata, c.counts, err
 	}
-	for _, end := range []func() error{c.out.Close, z.Close, b.Flush} {
+	for _, end := range []func() error{c.out.Close, b.Flush} {
 		if err := end(); err != nil {
 			return c.metadata, c.counts, err
 		}
@@ -79,10 +69,11 @@ const (
 )
 
 type cleaner struct {
-	out   *tar.Writer
-	check Check
-	seed  maphash.Seed
-	seen  map[uint64]byte // by the hash of a path, which may be long
+	out    *tar.Writer
+	buffer []byte
+	check  Check
+	seed   maphash.Seed
+	seen   map[uint64]byte // by the hash of a path, which may be long
 
 	hasMetadata bool
 	metadata    Metadata
@@ -153,7 +144,7 @@ func (c *cleaner) readMetadata(h *tar.Header, data io.Reader) error {
 			return err
 		}
 	}
-	return m.write(c.out)
+	return m.write(c.out, c.check.Mark)
 }
 
 // file writes an entry beneath rootfs.
@@ -173,7 +164,7 @@ func (c *cleaner) file(name string, h *tar.Header, data io.Reader) error {
 		kind = isDir
 		out.Name += "/"
 	case tar.TypeSymlink:
-		if len(h.Linkname) > maxName || strings.ContainsRune(h.Linkname, 0) {
+		if len(h.Linkname) > maxTarget || strings.ContainsRune(h.Linkname, 0) {
 			return unsafef("the link %.200q leads to what is no path", name)
 		}
 		out.Linkname = h.Linkname
@@ -208,12 +199,16 @@ func (c *cleaner) file(name string, h *tar.Header, data io.Reader) error {
 // place notes what a path is, and refuses one that leads through anything but
 // directories, or that is two things.
 func (c *cleaner) place(name string, kind byte) error {
-	for i, r := range name {
-		if r != '/' {
+	var prefix maphash.Hash
+	prefix.SetSeed(c.seed)
+	from := 0
+	for i := range len(name) {
+		if name[i] != '/' {
 			continue
 		}
-		h := c.hash(name[:i])
-		switch c.seen[h] {
+		prefix.WriteString(name[from:i])
+		from = i
+		switch h := prefix.Sum64(); c.seen[h] {
 		case 0:
 			c.seen[h] = isDir
 		case isDir:
@@ -226,18 +221,25 @@ func (c *cleaner) place(name string, kind byte) error {
 		return unsafef("it has %.200q twice", name)
 	}
 	c.seen[h] = kind
+	if len(c.seen) > maxEntries {
+		return unsafef("it has more than %d paths", maxEntries)
+	}
 	return nil
 }
 
 func (c *cleaner) copy(size int64, data io.Reader) error {
 	c.counts.Files++
 	for size > 0 {
-		n, err := io.CopyN(c.out, data, min(size, 1<<20))
-		size -= n
-		c.counts.Bytes += uint64(n)
+		// All in one buffer: most files are small, and there are many.
+		n, err := io.ReadFull(data, c.buffer[:min(size, int64(len(c.buffer)))])
 		if err != nil {
 			return fmt.Errorf("the archive breaks off: %w", err)
 		}
+		if _, err := c.out.Write(c.buffer[:n]); err != nil {
+			return err
+		}
+		size -= int64(n)
+		c.counts.Bytes += uint64(n)
 		if err := c.tell(); err != nil {
 			return err
 		}
@@ -250,45 +252,4 @@ func (c *cleaner) tell() error {
 		return nil
 	}
 	return c.check.Progress(c.counts)
-}
-
-// cleanName returns a path without what means nothing, and refuses one that
-// leads elsewhere.
-func cleanName(name string) (string, error) {
-	if name == "" || len(name) > maxName || strings.ContainsRune(name, 0) {
-		return "", unsafef("%.200q is no path", name)
-	}
-	if strings.HasPrefix(name, "/") || strings.Count(name, "/") > maxDepth {
-		return "", unsafef("%.200q is absolute or too deep", name)
-	}
-	for part := range strings.SplitSeq(name, "/") {
-		if part == ".." {
-			return "", unsafef("%.200q leads out", name)
-		}
-	}
-	return path.Clean(name), nil
-}
-
-const xattrPrefix = "SCHILY.xattr."
-
-// xattrs keeps extended attributes that a container may have.
-func xattrs(records map[string]string) map[string]string {
-	var kept map[string]string
-	for k, v := range records {
-		if attr, ok := strings.CutPrefix(k, xattrPrefix); ok && keepXattr(attr) && len(v) <= maxXattr && len(kept) < maxXattrs {
-			if kept == nil {
-				kept = map[string]string{}
-			}
-			kept[k] = v
-		}
-	}
-	return kept
-}
-
-func keepXattr(name string) bool {
-	if len(name) > 255 || strings.ContainsAny(name, "=\x00") {
-		return false
-	}
-	return strings.HasPrefix(name, "user.") || name == "security.capability" ||
-		name == "system.posix_acl_access" || name == "system.posix_acl_default"
 }

@@ -40,8 +40,9 @@ func Count(dir string, look func() error) (Counts, error) {
 }
 
 // walk calls see for what belongs into an archive of a container's directory,
-// which nobody may change meanwhile.
+// which nobody may change meanwhile. It ends at what would not be taken again.
 func walk(dir string, see func(path, name string, info fs.FileInfo) error) error {
+	files := 0
 	for _, part := range []string{metadataName, "rootfs", "templates"} {
 		err := filepath.WalkDir(filepath.Join(dir, part), func(path string, d fs.DirEntry, err error) error {
 			if err != nil {
@@ -59,6 +60,10 @@ func walk(dir string, see func(path, name string, info fs.FileInfo) error) error
 			}
 			name, err := filepath.Rel(dir, path)
 			if err != nil {
+				return err
+			}
+			files++
+			if err := checkSize(files, name); err != nil {
 				return err
 			}
 			return see(path, name, info)

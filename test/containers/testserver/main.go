@@ -10,10 +10,13 @@
 //	             of the connection
 //
 // With --image it makes a simplestreams server of a container image first:
-// DIR/streams/v1 and the two files of the image, under the alias --alias.
+// DIR/streams/v1 and the two files of the image, under the alias --alias. Its
+// metadata are written anew: Incus downloads nothing that it has already.
 package main
 
 import (
+	"archive/tar"
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -23,9 +26,12 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/ulikunitz/xz"
 )
 
 // small is what is served at full speed everywhere: indexes, not images.
@@ -130,20 +136,27 @@ type file struct {
 func describe(dir, image, alias string, spoil bool) error {
 	all := sha256.New()
 	var items [2]file
+	if err := os.MkdirAll(filepath.Join(dir, "images"), 0o755); err != nil {
+		return err
+	}
 	for i, name := range []string{"metadata.tar.xz", "rootfs.squashfs"} {
 		data, err := os.ReadFile(filepath.Join(image, name))
 		if err != nil {
 			return err
 		}
-		all.Write(data)
-		if err := os.MkdirAll(filepath.Join(dir, "images"), 0o755); err != nil {
-			return err
-		}
 		to := filepath.Join("images", name)
 		os.Remove(filepath.Join(dir, to))
-		if err := os.Symlink(filepath.Join(image, name), filepath.Join(dir, to)); err != nil {
+		if i == 0 {
+			if data, err = own(data); err == nil {
+				err = os.WriteFile(filepath.Join(dir, to), data, 0o644)
+			}
+		} else {
+			err = os.Symlink(filepath.Join(image, name), filepath.Join(dir, to))
+		}
+		if err != nil {
 			return err
 		}
+		all.Write(data)
 		sum := sha256.Sum256(data)
 		items[i] = file{Path: to, Size: int64(len(data)), SHA256: hex.EncodeToString(sum[:])}
 	}
@@ -178,4 +191,46 @@ func describe(dir, image, alias string, spoil bool) error {
 		}
 	}
 	return nil
+}
+
+// own makes an image's metadata this server's.
+func own(metadata []byte) ([]byte, error) {
+	in, err := xz.NewReader(bytes.NewReader(metadata))
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	z, err := xz.NewWriter(&b)
+	if err != nil {
+		return nil, err
+	}
+	from, to := tar.NewReader(in), tar.NewWriter(z)
+	for {
+		h, err := from.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		data, err := io.ReadAll(from)
+		if err != nil {
+			return nil, err
+		}
+		if path.Base(h.Name) == "metadata.yaml" {
+			data = append(data, "\n# from the tests' server\n"...)
+			h.Size = int64(len(data))
+		}
+		if err := to.WriteHeader(h); err != nil {
+			return nil, err
+		}
+		if _, err := to.Write(data); err != nil {
+			return nil, err
+		}
+	}
+	if err := to.Close(); err != nil {
+		return nil, err
+	}
+	err = z.Close()
+	return b.Bytes(), err
 }
