@@ -97,7 +97,7 @@ soak: deps
 	@test/soak.sh
 
 # bench compares Auberge with what it is built on and prints a table. It gates
-# nothing and takes a quarter of an hour; ARGS are for the program, see
+# nothing and takes half an hour; ARGS are for the program, see
 # bin/bench/bench --help.
 bench: deps build
 	CGO_ENABLED=0 $(GO) build $(BUILD) -ldflags '$(LDFLAGS)' -o $(BIN)/bench/ ./test/bench ./test/bench/standin ./test/bench/guest

@@ -321,9 +321,9 @@ func (v *vm) start(req *tpb.StartContainerRequest) (*operation, error) {
 		if req.HostPublicKey, req.ContainerPrivateKey, err = v.s.cfg.Concierge.ContainerKeys(ctx, v.info.CID, o.container); err != nil {
 			v.log.Warn("the container starts without keys: ssh will not get into it", "container", o.container, "err", err)
 		}
-		r, err := v.tremplin.StartContainer(ctx, req)
+		r, err := v.askStart(ctx, o, req)
 		if err != nil {
-			v.fail(o, wire.Explain("start the container", err))
+			v.fail(o, err)
 			return
 		}
 		v.noteOS(o.container, r.GetOsRelease())
@@ -372,15 +372,9 @@ func osRelease(o *tpb.OsRelease) *pb.OsRelease {
 
 // StopLxdContainer stops a container.
 func (s *Service) StopLxdContainer(ctx context.Context, sub policy.Subject, req *pb.StopLxdContainerRequest) (*pb.StopLxdContainerResponse, error) {
-	v, err := s.find(sub, req.GetVmName())
-	if err != nil {
-		return nil, err
-	}
 	name := req.GetContainerName()
-	if err := checkContainer(name); err != nil {
-		return nil, err
-	}
-	if err := v.needContainers(); err != nil {
+	v, err := s.containerVM(sub, req.GetVmName(), name)
+	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -411,7 +405,7 @@ func (s *Service) StopLxdContainer(ctx context.Context, sub policy.Subject, req 
 	case r.GetStatus() == tpb.StopContainerResponse_STOPPED:
 		resp.Status = pb.StopLxdContainerResponse_STOPPED
 		v.reportStop(name, tpb.ContainerStopProgress_STOPPED, "")
-		v.shutdown(name)
+		v.shutdown(name, false)
 	case r.GetStatus() == tpb.StopContainerResponse_DOES_NOT_EXIST:
 		resp.Status, err = pb.StopLxdContainerResponse_DOES_NOT_EXIST, errors.New("there is no such container")
 	default:
@@ -427,15 +421,9 @@ func (s *Service) StopLxdContainer(ctx context.Context, sub policy.Subject, req 
 // DeleteLxdContainer begins to delete a container; LxdContainerDeleted tells
 // the end.
 func (s *Service) DeleteLxdContainer(ctx context.Context, sub policy.Subject, req *pb.DeleteLxdContainerRequest) (*pb.DeleteLxdContainerResponse, error) {
-	v, err := s.find(sub, req.GetVmName())
-	if err != nil {
-		return nil, err
-	}
 	name := req.GetContainerName()
-	if err := checkContainer(name); err != nil {
-		return nil, err
-	}
-	if err := v.needContainers(); err != nil {
+	v, err := s.containerVM(sub, req.GetVmName(), name)
+	if err != nil {
 		return nil, err
 	}
 	if err := v.startLxd(ctx, false); err != nil {

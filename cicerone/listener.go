@@ -69,6 +69,21 @@ func (l containerListener) runs(token string) (*container, error) {
 	return c, nil
 }
 
+// tell has f tell something of the container with a token; f is called with mu
+// held.
+func (l containerListener) tell(token string, f func(v *vm, c *container) error) (*vmtoolspb.EmptyMessage, error) {
+	c, err := l.runs(token)
+	if err != nil {
+		return nil, err
+	}
+	l.v.s.mu.Lock()
+	defer l.v.s.mu.Unlock()
+	if err := f(l.v, c); err != nil {
+		return nil, err
+	}
+	return heard, nil
+}
+
 // ContainerReady takes up a container whose agent is up.
 func (l containerListener) ContainerReady(ctx context.Context, r *cpb.ContainerStartupInfo) (*vmtoolspb.EmptyMessage, error) {
 	v, token, port := l.v, r.GetToken(), r.GetGarconPort()
@@ -110,7 +125,7 @@ func (l containerListener) ContainerReady(ctx context.Context, r *cpb.ContainerS
 	if c.pending == token {
 		c.pending = ""
 	}
-	c.token, c.garcon, c.port, c.running = token, client, port, true
+	c.token, c.garcon, c.port, c.running, c.left = token, client, port, true, time.Time{}
 	c.address, c.user, c.home, c.sftp = address, who.user, who.home, who.sftp
 	if c.sftp == 0 {
 		c.sftp = r.GetSftpPort()
@@ -166,20 +181,15 @@ func (l containerListener) ContainerShutdown(_ context.Context, r *cpb.Container
 	if err != nil {
 		return nil, err
 	}
-	l.v.shutdown(c.name)
+	l.v.shutdown(c.name, true)
 	return heard, nil
 }
 
 func (l containerListener) PendingUpdateApplicationListCalls(_ context.Context, r *cpb.PendingAppListUpdateCount) (*vmtoolspb.EmptyMessage, error) {
-	c, err := l.runs(r.GetToken())
-	if err != nil {
-		return nil, err
-	}
-	v := l.v
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	v.emit(SignalPendingAppListUpdates, &pb.PendingAppListUpdatesSignal{VmName: v.info.Name, ContainerName: c.name, Count: r.GetCount()})
-	return heard, nil
+	return l.tell(r.GetToken(), func(v *vm, c *container) error {
+		v.emit(SignalPendingAppListUpdates, &pb.PendingAppListUpdatesSignal{VmName: v.info.Name, ContainerName: c.name, Count: r.GetCount()})
+		return nil
+	})
 }
 
 // maxDetails is how many characters of a package manager's words are told.
@@ -281,65 +291,45 @@ func (l containerListener) ApplyAnsiblePlaybookProgress(_ context.Context, r *cp
 }
 
 func (l containerListener) FileWatchTriggered(_ context.Context, r *cpb.FileWatchTriggeredInfo) (*vmtoolspb.EmptyMessage, error) {
-	c, err := l.runs(r.GetToken())
-	if err != nil {
-		return nil, err
-	}
-	if watchPath(r.GetPath()) != nil {
-		return nil, status.Error(codes.InvalidArgument, "nobody could watch this path")
-	}
-	v := l.v
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	v.emit(SignalFileWatchTriggered, &pb.FileWatchTriggeredSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, Path: r.GetPath()})
-	return heard, nil
+	return l.tell(r.GetToken(), func(v *vm, c *container) error {
+		if watchPath(r.GetPath()) != nil {
+			return status.Error(codes.InvalidArgument, "nobody could watch this path")
+		}
+		v.emit(SignalFileWatchTriggered, &pb.FileWatchTriggeredSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, Path: r.GetPath()})
+		return nil
+	})
 }
 
 func (l containerListener) LowDiskSpaceTriggered(_ context.Context, r *cpb.LowDiskSpaceTriggeredInfo) (*vmtoolspb.EmptyMessage, error) {
-	c, err := l.runs(r.GetToken())
-	if err != nil {
-		return nil, err
-	}
-	v := l.v
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	v.emit(SignalLowDiskSpaceTriggered, &pb.LowDiskSpaceTriggeredSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, FreeBytes: r.GetFreeBytes()})
-	return heard, nil
+	return l.tell(r.GetToken(), func(v *vm, c *container) error {
+		v.emit(SignalLowDiskSpaceTriggered, &pb.LowDiskSpaceTriggeredSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, FreeBytes: r.GetFreeBytes()})
+		return nil
+	})
 }
 
 func (l containerListener) InhibitScreensaver(_ context.Context, r *cpb.InhibitScreensaverInfo) (*vmtoolspb.EmptyMessage, error) {
-	c, err := l.runs(r.GetToken())
-	if err != nil {
-		return nil, err
-	}
-	v := l.v
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	if !c.inhibits[r.GetCookie()] && len(c.inhibits) >= maxInhibits {
-		return nil, status.Errorf(codes.ResourceExhausted, "more than %d inhibitions", maxInhibits)
-	}
-	c.inhibits[r.GetCookie()] = true
-	v.saveSoon()
-	v.emit(SignalInhibitScreensaver, &pb.InhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
-		Cookie: uint32(r.GetCookie()), Client: wire.Text(r.GetClient(), 256), Reason: wire.Text(r.GetReason(), 256)})
-	return heard, nil
+	return l.tell(r.GetToken(), func(v *vm, c *container) error {
+		if !c.inhibits[r.GetCookie()] && len(c.inhibits) >= maxInhibits {
+			return status.Errorf(codes.ResourceExhausted, "more than %d inhibitions", maxInhibits)
+		}
+		c.inhibits[r.GetCookie()] = true
+		v.saveSoon()
+		v.emit(SignalInhibitScreensaver, &pb.InhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+			Cookie: uint32(r.GetCookie()), Client: wire.Text(r.GetClient(), 256), Reason: wire.Text(r.GetReason(), 256)})
+		return nil
+	})
 }
 
 func (l containerListener) UninhibitScreensaver(_ context.Context, r *cpb.UninhibitScreensaverInfo) (*vmtoolspb.EmptyMessage, error) {
-	c, err := l.runs(r.GetToken())
-	if err != nil {
-		return nil, err
-	}
-	v := l.v
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	if !c.inhibits[r.GetCookie()] {
-		return heard, nil
-	}
-	delete(c.inhibits, r.GetCookie())
-	v.saveSoon()
-	v.emit(SignalUninhibitScreensaver, &pb.UninhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, Cookie: uint32(r.GetCookie())})
-	return heard, nil
+	return l.tell(r.GetToken(), func(v *vm, c *container) error {
+		if !c.inhibits[r.GetCookie()] {
+			return nil
+		}
+		delete(c.inhibits, r.GetCookie())
+		v.saveSoon()
+		v.emit(SignalUninhibitScreensaver, &pb.UninhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, Cookie: uint32(r.GetCookie())})
+		return nil
+	})
 }
 
 // maxMetrics bounds one report.

@@ -239,7 +239,7 @@ func (v *vm) watch(o *operation) {
 		case <-t.C:
 		}
 		v.s.mu.Lock()
-		quiet := time.Since(o.last)
+		quiet, accepted := time.Since(o.last), o.accepted
 		v.s.mu.Unlock()
 		if quiet > silence {
 			v.fail(o, fmt.Errorf("nothing was heard of it for %s", silence))
@@ -256,7 +256,8 @@ func (v *vm) watch(o *operation) {
 			v.fail(o, errors.New("the guest's agent has gone, and does not come back"))
 			return
 		}
-		if there && quiet > misses*v.s.cfg.WatchInterval {
+		// Before the guest does it, what there is was there before.
+		if there && accepted && quiet > misses*v.s.cfg.WatchInterval {
 			v.conclude(o)
 		}
 	}

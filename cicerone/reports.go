@@ -385,7 +385,7 @@ func (l tremplinListener) ContainerShutdown(_ context.Context, r *tpb.ContainerS
 	if err := l.allowed(); err != nil {
 		return nil, err
 	}
-	l.v.shutdown(r.GetContainerName())
+	l.v.shutdown(r.GetContainerName(), false)
 	return done, nil
 }
 
@@ -397,11 +397,15 @@ func (l tremplinListener) UpdateListeningPorts(context.Context, *tpb.ListeningPo
 	return done, nil
 }
 
-// shutdown says that a container has stopped.
-func (v *vm) shutdown(name string) {
+// shutdown says that a container has stopped, or only that its agent goes.
+func (v *vm) shutdown(name string, leaving bool) {
 	v.s.mu.Lock()
 	var unused *garcon.Client
 	if c := v.containers[name]; c != nil {
+		c.left = time.Time{}
+		if leaving {
+			c.left = time.Now()
+		}
 		unused = v.down(c, "the container has stopped")
 	}
 	v.s.mu.Unlock()

@@ -323,21 +323,23 @@ func (v *vm) verify(c *container) {
 	if client == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(v.ctx, 2*connectTimeout)
-	defer cancel()
 	stopped := false
 	if v.info.Containers {
+		ctx, cancel := context.WithTimeout(v.ctx, 2*connectTimeout)
 		r, err := v.tremplin.GetContainerInfo(ctx, &tpb.GetContainerInfoRequest{ContainerName: c.name})
+		cancel()
 		stopped = err == nil && (r.GetStatus() == tpb.GetContainerInfoResponse_STOPPED || r.GetStatus() == tpb.GetContainerInfoResponse_NOT_FOUND)
 	}
 	if !stopped {
-		if _, err := v.session(ctx, client); err == nil {
+		// A busy container manager is not to take its agent's time.
+		if _, err := v.session(v.ctx, client); err == nil {
 			return
 		}
 	}
 	v.s.mu.Lock()
 	var unused *garcon.Client
 	if v.ctx.Err() == nil && c.garcon == client && c.token == token {
+		c.left = time.Now()
 		unused = v.down(c, "the container's agent did not answer after vm_cicerone was started anew")
 	}
 	v.s.mu.Unlock()

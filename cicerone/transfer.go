@@ -61,8 +61,8 @@ func transferPath(p string) error {
 	return nil
 }
 
-// transferVM returns the VM of an export or import.
-func (s *Service) transferVM(sub policy.Subject, vmName, name string) (*vm, error) {
+// containerVM returns the VM of a container that has to be named.
+func (s *Service) containerVM(sub policy.Subject, vmName, name string) (*vm, error) {
 	if err := checkContainer(name); err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (s *Service) transferVM(sub policy.Subject, vmName, name string) (*vm, erro
 
 // ExportLxdContainer begins to export a container to a file of the VM.
 func (s *Service) ExportLxdContainer(ctx context.Context, sub policy.Subject, req *pb.ExportLxdContainerRequest) (*pb.ExportLxdContainerResponse, error) {
-	v, err := s.transferVM(sub, req.GetVmName(), req.GetContainerName())
+	v, err := s.containerVM(sub, req.GetVmName(), req.GetContainerName())
 	if err == nil {
 		err = transferPath(req.GetExportPath())
 	}
@@ -90,7 +90,7 @@ func (s *Service) ExportLxdContainer(ctx context.Context, sub policy.Subject, re
 
 // ImportLxdContainer begins to import a container from a file of the VM.
 func (s *Service) ImportLxdContainer(ctx context.Context, sub policy.Subject, req *pb.ImportLxdContainerRequest) (*pb.ImportLxdContainerResponse, error) {
-	v, err := s.transferVM(sub, req.GetVmName(), req.GetContainerName())
+	v, err := s.containerVM(sub, req.GetVmName(), req.GetContainerName())
 	if err == nil {
 		err = transferPath(req.GetImportPath())
 	}
@@ -115,7 +115,7 @@ func (s *Service) ImportContainer(ctx context.Context, sub policy.Subject, vmNam
 }
 
 func (s *Service) streamed(ctx context.Context, sub policy.Subject, kind opKind, vmName, name string, f *os.File) error {
-	v, err := s.transferVM(sub, vmName, name)
+	v, err := s.containerVM(sub, vmName, name)
 	if err != nil {
 		return err
 	}
@@ -488,7 +488,7 @@ func (s *Service) CancelImportLxdContainer(ctx context.Context, sub policy.Subje
 }
 
 func (s *Service) cancel(ctx context.Context, sub policy.Subject, kind opKind, vmName, name string) (bool, error) {
-	v, err := s.transferVM(sub, vmName, name)
+	v, err := s.containerVM(sub, vmName, name)
 	if err != nil {
 		return false, err
 	}

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"regexp"
 	"slices"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"github.com/auberge-vm/auberge/guestlink/garcon"
 	"github.com/auberge-vm/auberge/guestlink/tremplin"
 	"github.com/auberge-vm/auberge/guestlink/wire"
+	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
 	"github.com/auberge-vm/auberge/vsock"
 )
@@ -83,6 +83,9 @@ type container struct {
 	// after the next start.
 	token, pending string
 	running        bool
+	// left is when the agent said that it goes, until it is known what became
+	// of the container.
+	left time.Time
 	// port and garcon are where the agent listens.
 	port       uint32
 	garcon     *garcon.Client
@@ -101,15 +104,10 @@ type container struct {
 	messages, lists window
 }
 
-var containerName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
-
 // checkContainer accepts the name of a container.
 func checkContainer(name string) error {
-	if name == "" {
-		return fmt.Errorf("%w: the name of the container is empty", ErrInvalid)
-	}
-	if !containerName.MatchString(name) {
-		return fmt.Errorf("%w: %q is no name of a container: a letter of a-z and at most 62 of a-z, 0-9 and -", ErrInvalid, wire.Text(name, 80))
+	if err := policy.CheckContainerName(name); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return nil
 }

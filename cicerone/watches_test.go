@@ -35,11 +35,10 @@ func TestWatchesOutliveAgents(t *testing.T) {
 	// again has the next agent report, and returns what it is to watch.
 	again := func(port uint32, n int) []string {
 		t.Helper()
-		// The one before answers until then: a service that was started anew
-		// asks it whether it is there.
-		defer stop()
 		g := watcher{paths: make(chan string, 16)}
+		before := stop
 		stop = m.agent(port, func(s *grpc.Server) { cpb.RegisterGarconServer(s, g) })
+		defer before() // not earlier: a service that is new looks for it
 		must(t)(m.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: token, GarconPort: port}))
 		next[*pb.ContainerStartedSignal](w, "ContainerStarted")
 		var paths []string

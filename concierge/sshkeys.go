@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/google/renameio/v2"
@@ -32,15 +31,13 @@ const (
 	maxKey = 8 << 10
 )
 
-var containerName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
-
 // containerOf is the container that a request is about.
 func containerOf(name string) (string, error) {
 	if name == "" {
 		return defaultContainer, nil
 	}
-	if !containerName.MatchString(name) {
-		return "", fmt.Errorf("%w: a container's name is a small letter and then up to 62 small letters, digits and dashes, not %q", ErrInvalid, name[:min(len(name), 100)])
+	if err := policy.CheckContainerName(name); err != nil {
+		return "", fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return name, nil
 }

@@ -320,32 +320,17 @@ func (c *daemonConn) setUp(ctx context.Context) error {
 func (c *daemonConn) read() {
 	defer close(c.done)
 	defer c.link.close()
-	r := newReader(c.link.sock, conciergeMessage)
-	for {
-		m, err := r.next()
-		if err != nil {
-			return
-		}
-		switch m.typ {
-		case typeReturn, typeError:
-			if m.err == nil && c.link.answer(m) {
-				continue
-			}
-		case typeSignal:
-			c.signal(m)
-		}
-		m.closeFDs()
-	}
+	c.link.read(conciergeMessage, c.signal)
 }
 
-func (c *daemonConn) signal(m *message) {
-	if m.err != nil || m.raw == nil || m.sender != driverName || m.iface != driverName || m.member != "NameOwnerChanged" {
-		return
+func (c *daemonConn) signal(m *message) error {
+	if m.sender != driverName || m.iface != driverName || m.member != "NameOwnerChanged" {
+		return nil
 	}
 	r := bodyReader{order: m.order, b: m.bodyBytes()}
 	name, _, owner := r.string(), r.string(), r.string()
 	if r.end() != nil || name != c.name {
-		return
+		return nil
 	}
 	c.mu.Lock()
 	c.owner, c.told = owner, true
@@ -354,6 +339,7 @@ func (c *daemonConn) signal(m *message) {
 	case c.news <- struct{}{}:
 	default:
 	}
+	return nil
 }
 
 // to is whom calls go to.

@@ -195,3 +195,28 @@ func decodeReply(m *message) ([]any, error) {
 	}
 	return msg.Body, nil
 }
+
+// read hands on what comes to a client of the bus, answers to who waits for
+// them, until the link ends or signal, which whole signals are for, fails.
+func (l *link) read(limit int, signal func(*message) error) error {
+	r := newReader(l.sock, limit)
+	for {
+		m, err := r.next()
+		if err != nil {
+			return fmt.Errorf("can't read from the bus: %w", err)
+		}
+		switch {
+		case m.err != nil:
+		case m.typ == typeReturn || m.typ == typeError:
+			if l.answer(m) {
+				continue
+			}
+		case m.typ == typeSignal && m.raw != nil:
+			err = signal(m)
+		}
+		m.closeFDs()
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"sync"
 	"time"
@@ -102,7 +101,7 @@ func (l *Logind) serve(ctx context.Context) error {
 	s := &logindSession{Logind: l, link: newLink(sock, dialTimeout), queue: make(chan logindEvent, logindQueue), locks: map[string]*os.File{}, wanted: map[string]string{}}
 	var reading sync.WaitGroup
 	reading.Go(func() {
-		err := s.read(sock)
+		err := s.link.read(logindMessage, s.signal)
 		s.link.close()
 		cancel(err)
 	})
@@ -188,29 +187,6 @@ func (s *logindSession) setUp(ctx context.Context) (owner string, err error) {
 		s.owner = owner
 	}
 	return s.owner, nil
-}
-
-// read takes messages off the link until it ends.
-func (s *logindSession) read(sock *net.UnixConn) error {
-	r := newReader(sock, logindMessage)
-	for {
-		m, err := r.next()
-		if err != nil {
-			return fmt.Errorf("can't read from the bus: %w", err)
-		}
-		switch {
-		case m.typ == typeReturn || m.typ == typeError:
-			if m.err == nil && s.link.answer(m) {
-				continue
-			}
-		case m.typ == typeSignal && m.err == nil && m.raw != nil:
-			if err := s.signal(m); err != nil {
-				m.closeFDs()
-				return err
-			}
-		}
-		m.closeFDs()
-	}
 }
 
 // signal queues a signal of the login manager's. Anybody can send us one that

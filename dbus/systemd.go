@@ -276,28 +276,10 @@ func (c *systemdConn) run() {
 		}
 		clear(c.waiters)
 	}()
-	r := newReader(c.link.sock, headerSlack)
-	for {
-		m, err := r.next()
-		if err != nil {
-			return
-		}
-		switch m.typ {
-		case typeReturn, typeError:
-			if m.err == nil && c.link.answer(m) {
-				continue
-			}
-		case typeSignal:
-			c.signal(m)
-		}
-		m.closeFDs()
-	}
+	c.link.read(headerSlack, c.signal)
 }
 
-func (c *systemdConn) signal(m *message) {
-	if m.err != nil || m.raw == nil {
-		return
-	}
+func (c *systemdConn) signal(m *message) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := bodyReader{order: m.order, b: m.bodyBytes()}
@@ -311,7 +293,7 @@ func (c *systemdConn) signal(m *message) {
 	case m.sender == c.owner && m.iface == systemdManager && m.member == "JobRemoved":
 		_, path, unit, result := r.uint32(), r.string(), r.string(), r.string()
 		if r.end() != nil {
-			return
+			return nil
 		}
 		for _, w := range c.waiters[unit] {
 			select {
@@ -320,6 +302,7 @@ func (c *systemdConn) signal(m *message) {
 			}
 		}
 	}
+	return nil
 }
 
 func (c *systemdConn) moved(owner string) {

@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -30,6 +31,22 @@ func CheckName(name string) error {
 		return fmt.Errorf("%w: %q contains a slash", ErrName, name)
 	case strings.ContainsFunc(name, unicode.IsControl):
 		return fmt.Errorf("%w: %q contains a control character", ErrName, name)
+	}
+	return nil
+}
+
+// ErrContainerName is wrapped by every refusal of a container's name.
+var ErrContainerName = errors.New("invalid container name")
+
+var containerName = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// CheckContainerName accepts what Incus takes for a container's name.
+func CheckContainerName(name string) error {
+	switch {
+	case name == "":
+		return fmt.Errorf("%w: it is empty", ErrContainerName)
+	case !containerName.MatchString(name):
+		return fmt.Errorf("%w: %.80q is not a letter of a-z and then up to 62 of a-z, 0-9 and -, none of them last", ErrContainerName, name)
 	}
 	return nil
 }

@@ -30,6 +30,20 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
+func TestCheckContainerName(t *testing.T) {
+	for _, name := range []string{"a", "penguin", "a-1", "web--2", strings.Repeat("a", 63)} {
+		if err := policy.CheckContainerName(name); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for _, name := range []string{"", "a-", "-", "-a", "1a", "A", "a_b", "a.b", "a/b", "../a", "a b", "a\n", "a\x00", "é", strings.Repeat("a", 64)} {
+		err := policy.CheckContainerName(name)
+		if !errors.Is(err, policy.ErrContainerName) || strings.ContainsFunc(err.Error(), unicode.IsControl) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
 func FuzzCheckName(f *testing.F) {
 	for _, s := range []string{"termina", "", ".", "..", "a/b", "a\x00b", "\xff", "ü", "\u0085", strings.Repeat("x", 61)} {
 		f.Add(s)

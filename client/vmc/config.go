@@ -22,8 +22,8 @@ func (a *app) configCommand() *cobra.Command {
 		Use:   "config NAME",
 		Short: "Show or change the settings of a VM",
 		Long: "Show the settings with which the VM called NAME will start next, or change those that\n" +
-			"flags are given for. The network is none, restricted (no way out) or user. As JSON,\n" +
-			"memory is in MiB, and what was never set is not there.",
+			"flags are given for. The network is none, restricted (no way out), user or tap.\n" +
+			"As JSON, memory is in MiB, and what was never set is not there.",
 		Example: `  vmc config termina
   vmc config termina --memory 2G --cpus 2 --network restricted`,
 		Args:              cobra.ExactArgs(1),

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/auberge-vm/auberge/guest/tremplin/archive"
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
@@ -45,7 +46,6 @@ func (s *Server) CreateContainer(ctx context.Context, req *pb.CreateContainerReq
 		err := s.create(ctx, name, source)
 		switch {
 		case err == nil:
-			s.log.Info("container created", "container", name)
 			s.host.create(name, pb.ContainerCreationProgress_CREATED, 100, "")
 			return
 		case wasCancelled(ctx):
@@ -66,12 +66,13 @@ func (s *Server) CreateContainer(ctx context.Context, req *pb.CreateContainerReq
 // isAbandoned tells whether a container was created and neither set up nor
 // started.
 func isAbandoned(i incus.Instance) bool {
-	return i.Config[setUpKey] == "no" && i.Status != incus.Running
+	return i.Config[setUpKey] == "no" && i.Status == incus.Stopped
 }
 
 // create makes a container under another name and renames it at the end, so
 // that nobody sees it before.
 func (s *Server) create(ctx context.Context, name string, source imageSource) error {
+	begun := time.Now()
 	if err := s.ensureLxd(ctx); err != nil {
 		return err
 	}
@@ -95,9 +96,11 @@ func (s *Server) create(ctx context.Context, name string, source imageSource) er
 	}
 	defer release()
 	temp := tempName("create")
+	fetched := time.Now()
 	if err := s.unpack(ctx, temp, image, map[string]string{setUpKey: "no"}, nil); err != nil {
 		return err
 	}
+	unpacked := time.Now()
 	if _, shipped := source.(shippedImage); !shipped {
 		err = s.dropTemplates(temp)
 	}
@@ -106,8 +109,12 @@ func (s *Server) create(ctx context.Context, name string, source imageSource) er
 	}
 	if err != nil {
 		s.discardNow(temp)
+		return err
 	}
-	return err
+	const exact = time.Millisecond
+	s.log.Info("container created", "container", name, "after", time.Since(begun).Round(exact),
+		"image", fetched.Sub(begun).Round(exact), "unpacking", unpacked.Sub(fetched).Round(exact))
+	return nil
 }
 
 // dropTemplates keeps Incus from writing files into a container as its image
@@ -195,16 +202,4 @@ func (s *Server) finish(ctx context.Context, temp, name string) error {
 		return err
 	}
 	return s.incus.Rename(ctx, temp, name)
-}
-
-// discardNow removes a container that an operation has left, although the
-// operation's time is over. It waits for an Incus that is started again.
-func (s *Server) discardNow(temp string) {
-	ctx, cancel := cleaning()
-	defer cancel()
-	if err := s.daemon.start(ctx); err != nil {
-		s.log.Error("a leftover stays until Incus' next start", "container", temp, "err", err)
-		return
-	}
-	s.discard(ctx, temp)
 }

@@ -32,15 +32,17 @@ func (r remoteImage) fetch(ctx context.Context, progress func(int32)) (_ string,
 	end := s.arrival()
 	defer func() { end(err) }()
 	progress(0)
+	d := download{idle: s.cfg.DownloadIdle, now: time.Now, size: s.arriving, progress: progress}
 	op, err := s.incus.DownloadImage(ctx, r.server, r.alias)
 	if err == nil {
-		d := download{idle: s.cfg.DownloadIdle, now: time.Now, size: s.arriving, progress: progress}
 		op, err = s.incus.Follow(ctx, op, d.look)
 	}
 	if err != nil {
 		return "", nil, fmt.Errorf("cannot get the image %s from %s: %w", r.alias, r.server, err)
 	}
-	progress(100)
+	if d.percent < 100 { // Incus was asked now and then only
+		progress(100)
+	}
 	fingerprint, err := op.Fingerprint()
 	if err != nil {
 		return "", nil, err

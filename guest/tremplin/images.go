@@ -71,6 +71,8 @@ type imageStore struct {
 	failed   bool // one of them did not arrive, or so it seemed
 	// One upload of the shipped image at a time.
 	shipping chan struct{}
+	// shippedID is that of the files which shippedFiles tells apart.
+	shippedFiles, shippedID string
 }
 
 func newImageStore() imageStore { return imageStore{shipping: make(chan struct{}, 1)} }
@@ -104,7 +106,9 @@ func (s *Server) arrival() (end func(error)) {
 				defer cancel()
 				stop := context.AfterFunc(s.ctx, cancel)
 				defer stop()
-				s.removeImages(ctx)
+				if err := s.removeImages(ctx); err != nil {
+					s.left.add("old images", err, s.removeImages)
+				}
 			})
 		}
 	}
@@ -144,32 +148,38 @@ func (s *Server) passing(fingerprint string) (release func()) {
 			defer cancel()
 			stop := context.AfterFunc(s.ctx, cancel)
 			defer stop()
-			if i, err := s.incus.Image(ctx, fingerprint); err == nil && i.Properties[shippedKey] != "" {
-				return // a server or a file had the very same
+			remove := func(ctx context.Context) error {
+				if s.images.inUse(fingerprint) {
+					return nil // and whoever uses it removes it
+				}
+				if i, err := s.incus.Image(ctx, fingerprint); err == nil && i.Properties[shippedKey] != "" {
+					return nil // a server or a file had the very same
+				}
+				return s.incus.DeleteImage(ctx, fingerprint)
 			}
-			if err := s.incus.DeleteImage(ctx, fingerprint); err != nil && !incus.IsNotFound(err) {
-				s.log.Warn("an image stays until Incus' next start", "fingerprint", fingerprint, "err", err)
+			if err := remove(ctx); err != nil && !incus.IsNotFound(err) {
+				s.left.add("the image "+fingerprint, err, remove)
 			}
 		})
 	}
 }
 
 // removeImages removes what no operation uses: all but the shipped image.
-func (s *Server) removeImages(ctx context.Context) {
+func (s *Server) removeImages(ctx context.Context) error {
 	all, err := s.incus.Images(ctx)
 	if err != nil {
-		s.log.Error("old images are not looked for", "err", err)
-		return
+		return err
 	}
 	id, _ := s.shippedID()
 	for _, i := range all {
 		if got := i.Properties[shippedKey]; got != "" && got == id || s.images.inUse(i.Fingerprint) {
 			continue
 		}
-		if err := s.incus.DeleteImage(ctx, i.Fingerprint); err != nil {
-			s.log.Warn("an old image stays", "fingerprint", i.Fingerprint, "err", err)
+		if one := s.incus.DeleteImage(ctx, i.Fingerprint); one != nil && !incus.IsNotFound(one) {
+			err = errors.Join(err, fmt.Errorf("image %s: %w", i.Fingerprint, one))
 		}
 	}
+	return err
 }
 
 // shippedImage is the one on the tools disk.
@@ -181,16 +191,37 @@ func (s *Server) shippedPaths() (metadata, rootfs string) {
 }
 
 // shippedID tells one shipped image from another without reading all of it:
-// squashfs has its summary at the beginning and its tables at the end.
+// squashfs has its summary at the beginning and its tables at the end. Even so
+// it is worked out once.
 func (s *Server) shippedID() (string, error) {
 	metadata, rootfs := s.shippedPaths()
-	h := sha256.New()
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	about := ""
 	for _, path := range []string{metadata, rootfs} {
 		f, err := os.Open(path)
 		if err != nil {
 			return "", err
 		}
-		defer f.Close()
+		files = append(files, f)
+		info, err := f.Stat()
+		if err != nil {
+			return "", err
+		}
+		about += fmt.Sprintf("%d bytes of %v; ", info.Size(), info.ModTime())
+	}
+	s.images.mu.Lock()
+	known, id := s.images.shippedFiles == about, s.images.shippedID
+	s.images.mu.Unlock()
+	if known {
+		return id, nil
+	}
+	h := sha256.New()
+	for _, f := range files {
 		info, err := f.Stat()
 		if err != nil {
 			return "", err
@@ -203,7 +234,11 @@ func (s *Server) shippedID() (string, error) {
 			}
 		}
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	id = hex.EncodeToString(h.Sum(nil))
+	s.images.mu.Lock()
+	s.images.shippedFiles, s.images.shippedID = about, id
+	s.images.mu.Unlock()
+	return id, nil
 }
 
 func (i shippedImage) fetch(ctx context.Context, _ func(int32)) (string, func(), error) {

@@ -100,11 +100,13 @@ type importing struct {
 }
 
 func (m *importing) do(ctx context.Context) error {
-	if err := m.room(m.from.size + m.from.unpacked); err != nil {
+	// Once as Incus gets it, and once as a container.
+	if err := m.room(2 * m.from.unpacked); err != nil {
 		return err
 	}
 	end := m.s.arrival()
-	image, counts, err := m.upload(ctx)
+	temp := tempName("import")
+	image, counts, err := m.upload(ctx, temp)
 	if err != nil {
 		end(err)
 		return err
@@ -115,7 +117,6 @@ func (m *importing) do(ctx context.Context) error {
 	if err := m.room(counts.Bytes); err != nil {
 		return err
 	}
-	temp := tempName("import")
 	m.told = time.Time{}
 	err = m.s.unpack(ctx, temp, image, map[string]string{setUpKey: "yes"}, func(incus.Operation) error {
 		m.tell(pb.ContainerImportProgress_IMPORTING_UNPACK, 0)
@@ -145,7 +146,7 @@ func (m *importing) room(need uint64) error {
 }
 
 // upload gives Incus the archive, cleaned on the way.
-func (m *importing) upload(ctx context.Context) (image string, counts archive.Counts, err error) {
+func (m *importing) upload(ctx context.Context, mark string) (image string, counts archive.Counts, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, m.from.close)
@@ -155,6 +156,7 @@ func (m *importing) upload(ctx context.Context) (image string, counts archive.Co
 	go func() {
 		var err error
 		_, counts, err = archive.Clean(pw, &countingReader{r: m.from, n: &m.read}, archive.Check{
+			Mark:     mark,
 			Metadata: checkArchitecture,
 			Progress: func(c archive.Counts) error { return m.look(ctx, c) },
 		})

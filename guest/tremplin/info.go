@@ -17,7 +17,7 @@ func (s *Server) GetContainerInfo(ctx context.Context, req *pb.GetContainerInfoR
 		return &pb.GetContainerInfoResponse{Status: pb.GetContainerInfoResponse_NOT_FOUND, FailureReason: clip(err.Error())}, nil
 	case err != nil:
 		return &pb.GetContainerInfoResponse{Status: pb.GetContainerInfoResponse_FAILED, FailureReason: clip(err.Error())}, nil
-	case i.Status != incus.Running:
+	case i.Status == incus.Stopped:
 		return &pb.GetContainerInfoResponse{Status: pb.GetContainerInfoResponse_STOPPED}, nil
 	}
 	state, err := s.incus.State(ctx, req.ContainerName)

@@ -20,9 +20,6 @@ const powerOffSignal = unix.SIGPWR
 // restartWait is how long calls wait for an Incus that is started again.
 const restartWait = time.Minute
 
-// busyPause is the time between two attempts to remove what Incus is busy with.
-const busyPause = 500 * time.Millisecond
-
 // lxd is how far the start of Incus is.
 type lxd struct {
 	mu       sync.Mutex
@@ -251,7 +248,7 @@ func (s *Server) stopAll(ctx context.Context) error {
 	}
 	var failed error
 	for _, i := range all {
-		if i.Status == incus.Running {
+		if i.Status != incus.Stopped {
 			failed = errors.Join(failed, s.incus.Stop(ctx, i.Name))
 		}
 	}
@@ -278,47 +275,7 @@ func (s *Server) removeLeftovers(ctx context.Context) {
 		}
 		s.removeSnapshots(ctx, i.Name)
 	}
-	s.removeImages(ctx)
-}
-
-// discard removes a container that nobody shall see.
-func (s *Server) discard(ctx context.Context, name string) {
-	switch err := s.removeOnceFree(ctx, name); {
-	case incus.IsNotFound(err):
-	case err == nil:
-		s.log.Info("removed a leftover", "container", name)
-	default:
-		s.log.Error("a leftover stays until Incus' next start", "container", name, "err", err)
+	if err := s.removeImages(ctx); err != nil {
+		s.left.add("old images", err, s.removeImages)
 	}
-}
-
-// removeOnceFree stops and deletes a container once Incus has let go of it:
-// most operations cannot be cancelled there, and after a start or stop it has
-// something to write down still.
-func (s *Server) removeOnceFree(ctx context.Context, name string) error {
-	again := time.NewTicker(busyPause)
-	defer again.Stop()
-	for {
-		err := s.remove(ctx, name)
-		if !incus.IsBusy(err) {
-			return err
-		}
-		select {
-		case <-again.C:
-		case <-ctx.Done():
-			return err
-		}
-	}
-}
-
-// remove stops and deletes a container.
-func (s *Server) remove(ctx context.Context, name string) error {
-	i, err := s.incus.Instance(ctx, name)
-	if err == nil && i.Status != "Stopped" {
-		err = s.stopNow(ctx, name)
-	}
-	if err == nil {
-		err = s.incus.Delete(ctx, name)
-	}
-	return err
 }

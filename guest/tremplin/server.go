@@ -27,6 +27,10 @@ const (
 	startWait = 4 * time.Minute
 	// cleanWait bounds the removal of what a failed operation has left.
 	cleanWait = 2 * time.Minute
+	// settleWait is how long Incus may not know whether a container runs.
+	settleWait = 30 * time.Second
+	// agreeWait is how long Incus' answers and events may contradict each other.
+	agreeWait = 15 * time.Second
 	// tidyGrace is how long operations may take to tidy up before the VM goes.
 	tidyGrace = 500 * time.Millisecond
 	// maxStreams bounds the calls that one connection of the host may have
@@ -49,6 +53,7 @@ type Server struct {
 	images imageStore
 	moves  *transfers
 	states *states
+	left   *leftovers
 
 	ctx     context.Context // of what runs beside the calls
 	end     context.CancelFunc
@@ -68,7 +73,7 @@ func NewServer(cfg Config, log *slog.Logger, dial func(context.Context) (net.Con
 		daemon: &daemon{cfg: cfg, log: log, client: client},
 		host:   host, jobs: newJobs(), images: newImageStore(), moves: newTransfers(log), ctx: ctx, end: end,
 	}
-	s.states = newStates(s)
+	s.states, s.left = newStates(s), newLeftovers(s)
 	return s, nil
 }
 
@@ -90,6 +95,7 @@ func (s *Server) Run(ctx context.Context, face, transfers net.Listener) error {
 	s.running.Go(func() { failed <- srv.Serve(face) })
 	s.running.Go(func() { failed <- s.moves.serve(s.ctx, transfers) })
 	s.running.Go(func() { s.states.watch(s.ctx) })
+	s.running.Go(func() { s.left.run(s.ctx) })
 	s.running.Go(s.resume)
 	s.running.Go(func() { s.watchPorts(s.ctx) })
 	var err error
@@ -140,7 +146,7 @@ func (s *Server) PowerOff(grace time.Duration) {
 	select {
 	case <-tidied:
 	case <-late.C:
-		// What stays is removed at Incus' next start.
+		// What stays is removed at the next start.
 	}
 	s.daemon.close()
 	s.daemon.stop(powerOffSignal, grace)
@@ -194,11 +200,36 @@ func (s *Server) find(ctx context.Context, name string) (i incus.Instance, missi
 	if err := s.ensureLxd(ctx); err != nil {
 		return i, false, err
 	}
-	i, err = s.incus.Instance(ctx, name)
+	i, err = s.settled(ctx, name)
 	if incus.IsNotFound(err) {
 		return i, true, fmt.Errorf("there is no container %s", name)
 	}
 	return i, false, err
+}
+
+// settled returns a container of which it is known whether it runs. Incus may not
+// know for a while, when the VM has more to do than it can; and while it writes
+// down that a container has stopped, of which it has told already, it calls that
+// one running again.
+func (s *Server) settled(ctx context.Context, name string) (incus.Instance, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, settleWait, fmt.Errorf("Incus cannot tell whether the container %s runs: its monitor does not answer", name))
+	defer cancel()
+	again := time.NewTicker(busyPause)
+	defer again.Stop()
+	for begun := time.Now(); ; {
+		i, err := s.incus.Instance(ctx, name)
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		if err != nil || i.Status != incus.Unknown && (s.states.agrees(i) || time.Since(begun) > agreeWait) {
+			return i, err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return i, context.Cause(ctx)
+		}
+	}
 }
 
 // files opens the files of a container.

@@ -42,10 +42,10 @@ func (s *Server) StartContainer(ctx context.Context, req *pb.StartContainerReque
 		return failed(err)
 	}
 	resp := &pb.StartContainerResponse{Status: pb.StartContainerResponse_STARTING, OsRelease: s.osRelease(i)}
-	if i.Status == incus.Running {
+	if i.Status != incus.Stopped {
 		// The level is of use to the next start only.
 		if changes(i.Config, config) {
-			if err := s.incus.Change(ctx, name, config, nil); err != nil {
+			if err := onceFree(ctx, func() error { return s.incus.Change(ctx, name, config, nil) }); err != nil {
 				return failed(err)
 			}
 		}
@@ -59,7 +59,6 @@ func (s *Server) StartContainer(ctx context.Context, req *pb.StartContainerReque
 		err := s.withHeartbeat(name, func() error { return s.startNow(ctx, i, req, config) })
 		switch {
 		case err == nil:
-			s.log.Info("container started", "container", name)
 			s.host.start(name, pb.ContainerStartProgress_STARTED, "")
 		case wasCancelled(ctx):
 			s.host.start(name, pb.ContainerStartProgress_CANCELLED, "the start was cancelled")
@@ -138,6 +137,7 @@ func (s *Server) withHeartbeat(name string, do func() error) error {
 
 // startNow gives a container what the host sent for it, and starts it.
 func (s *Server) startNow(ctx context.Context, i incus.Instance, req *pb.StartContainerRequest, config map[string]string) error {
+	begun := time.Now()
 	devices := incus.Devices{}
 	if req.Token != "" {
 		path, err := s.writeToken(i.Name, req.Token)
@@ -153,11 +153,19 @@ func (s *Server) startNow(ctx context.Context, i incus.Instance, req *pb.StartCo
 	}
 	config = inUse(i, config)
 	if !sameDevices(i.Devices, devices) || changes(i.Config, config) {
-		if err := s.incus.Change(ctx, i.Name, config, devices); err != nil {
+		if err := onceFree(ctx, func() error { return s.incus.Change(ctx, i.Name, config, devices) }); err != nil {
 			return fmt.Errorf("the container's settings: %w", err)
 		}
 	}
-	return s.incus.Start(ctx, i.Name)
+	prepared := time.Now()
+	// It may have stopped only just now.
+	err := onceFree(ctx, func() error { return s.incus.Start(ctx, i.Name) })
+	if err == nil {
+		const exact = time.Millisecond
+		s.log.Info("container started", "container", i.Name, "after", time.Since(begun).Round(exact),
+			"preparing", prepared.Sub(begun).Round(exact))
+	}
+	return err
 }
 
 // inUse adds that a container is no longer one that may be made anew: what runs

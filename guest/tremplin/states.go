@@ -2,6 +2,7 @@ package tremplin
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"sync"
 	"time"
@@ -17,8 +18,10 @@ const eventsPause = 500 * time.Millisecond
 type states struct {
 	s     *Server
 	awake chan struct{}
+	said  string // the last complaint
 
 	mu      sync.Mutex
+	known   bool // Incus has said which
 	running map[string]bool
 }
 
@@ -57,37 +60,59 @@ func (t *states) follow(ctx context.Context) {
 	err := t.s.incus.Lifecycles(ctx, func() {
 		// What happened before is in the list, and what happens from now on in
 		// the events; in both is as good.
-		if err := t.reconcile(ctx); err != nil {
-			cancel()
+		err := t.reconcile(ctx)
+		if err == nil {
+			t.said = ""
+			return
 		}
+		t.complain(ctx, "which containers run is found out later", err)
+		cancel()
 	}, t.happened)
-	if ctx.Err() == nil {
-		t.s.log.Warn("Incus' events are followed again", "err", err)
+	t.complain(ctx, "Incus' events are followed again", err)
+}
+
+// complain logs why Incus is asked again, once.
+func (t *states) complain(ctx context.Context, what string, err error) {
+	if why := err.Error(); ctx.Err() == nil && why != t.said {
+		t.said = why
+		t.s.log.Warn(what, "err", err)
 	}
 }
 
-// reconcile compares what is known with what Incus says.
+// reconcile compares what is known with what Incus says, once that has started
+// wholly. Containers live on when it dies, and it may not know at once of each:
+// such a one counts as before, and the error is that Incus is to be asked again.
 func (t *states) reconcile(ctx context.Context) error {
+	if err := t.s.incus.WaitReady(ctx); err != nil {
+		return err
+	}
 	all, err := t.s.incus.Instances(ctx)
 	if err != nil {
 		return err
 	}
-	now := map[string]bool{}
+	t.mu.Lock()
+	before, now := t.running, map[string]bool{}
 	for _, i := range all {
-		if i.Status == incus.Running && !strings.HasPrefix(i.Name, ownPrefix) {
+		switch {
+		case strings.HasPrefix(i.Name, ownPrefix), i.Status == incus.Stopped:
+		case i.Status != incus.Unknown:
 			now[i.Name] = true
+		default:
+			if before[i.Name] {
+				now[i.Name] = true
+			}
+			err = fmt.Errorf("Incus cannot tell whether %s runs", i.Name)
 		}
 	}
-	t.mu.Lock()
-	before := t.running
-	t.running = now
+	t.running, t.known = now, true
 	t.mu.Unlock()
+	t.s.left.again()
 	for name := range before {
 		if !now[name] {
 			t.tell(name)
 		}
 	}
-	return nil
+	return err
 }
 
 func (t *states) happened(l incus.Lifecycle) {
@@ -118,6 +143,13 @@ func (t *states) forget(name string) bool {
 	ran := t.running[name]
 	delete(t.running, name)
 	return ran
+}
+
+// agrees tells whether an answer of Incus is what its events have told.
+func (t *states) agrees(i incus.Instance) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.known || t.running[i.Name] == (i.Status != incus.Stopped)
 }
 
 func (t *states) tell(name string) {

@@ -40,7 +40,7 @@ func (s *Server) StopContainer(ctx context.Context, req *pb.StopContainerRequest
 			return resp(pb.StopContainerResponse_FAILED, err)
 		}
 	}
-	if i.Status == "Stopped" {
+	if i.Status == incus.Stopped {
 		return resp(pb.StopContainerResponse_STOPPED, nil)
 	}
 	err = s.jobs.run(name, jobStop, func(ctx context.Context) {
@@ -64,11 +64,11 @@ func (s *Server) StopContainer(ctx context.Context, req *pb.StopContainerRequest
 
 // stopNow stops a container; one that has stopped meanwhile is none less.
 func (s *Server) stopNow(ctx context.Context, name string) error {
-	err := s.incus.Stop(ctx, name)
+	err := onceFree(ctx, func() error { return s.incus.Stop(ctx, name) })
 	if err == nil {
 		return nil
 	}
-	if i, again := s.incus.Instance(ctx, name); again == nil && i.Status == "Stopped" {
+	if i, again := s.incus.Instance(ctx, name); again == nil && i.Status == incus.Stopped {
 		return nil
 	}
 	return err

@@ -219,6 +219,20 @@ func (l *listener) TremplinReady(context.Context, *pb.TremplinStartupInfo) (*pb.
 	return l.hear("ready")
 }
 
+func (l *listener) ContainerShutdown(_ context.Context, p *pb.ContainerShutdownInfo) (*pb.EmptyMessage, error) {
+	return l.hear(p.ContainerName + " has stopped")
+}
+
+func (l *listener) UpdateStartStatus(_ context.Context, p *pb.ContainerStartProgress) (*pb.EmptyMessage, error) {
+	return l.hear(p.ContainerName + " " + p.Status.String())
+}
+
+func (l *listener) heard() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.got)
+}
+
 func (l *listener) UpdateCreateStatus(_ context.Context, p *pb.ContainerCreationProgress) (*pb.EmptyMessage, error) {
 	return l.hear(p.ContainerName + " " + p.Status.String())
 }

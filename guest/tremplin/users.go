@@ -88,7 +88,7 @@ func (s *Server) GetContainerUsername(ctx context.Context, req *pb.GetContainerU
 		return fail(pb.GetContainerUsernameResponse_CONTAINER_NOT_FOUND, err)
 	case err != nil:
 		return fail(pb.GetContainerUsernameResponse_FAILED, err)
-	case i.Status != incus.Running:
+	case i.Status == incus.Stopped:
 		return fail(pb.GetContainerUsernameResponse_CONTAINER_NOT_RUNNING, fmt.Errorf("the container %s does not run", i.Name))
 	}
 	root, err := s.files(i)

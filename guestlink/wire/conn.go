@@ -22,6 +22,12 @@ import (
 // gRPC's still three goroutines.
 const linger = time.Second
 
+// answerWindow is how much of an answer a guest may send before any of it is
+// read here, in bytes: what is longer has to wait for our word, which takes
+// milliseconds when the guest is emulated. gRPC's own is too small for icons,
+// and finding a better one means asking the guest again and again.
+const answerWindow = 256 << 10
+
 // connectTimeout bounds one attempt to reach an agent, as on ChromeOS.
 const connectTimeout = 5 * time.Second
 
@@ -66,6 +72,7 @@ func (c *Conn) take() (*grpc.ClientConn, error) {
 			grpc.WithDefaultCallOptions(answers...),
 			grpc.WithMaxHeaderListSize(MaxHeaders),
 			grpc.WithReadBufferSize(Buffer), grpc.WithWriteBufferSize(Buffer),
+			grpc.WithStaticStreamWindowSize(answerWindow), grpc.WithStaticConnWindowSize(answerWindow),
 			grpc.WithNoProxy())
 		if err != nil {
 			return nil, err

@@ -27,6 +27,10 @@ const (
 	theirs = "theirs"
 )
 
+// boots is how often a container is started whose boot is waited for: that is
+// the container's own, and takes long.
+const boots = 5
+
 // A keeper is a bench with both daemons and such a VM. Whatever is measured in
 // one shares it, for it takes minutes to make.
 type keeper struct {
@@ -307,33 +311,42 @@ func benchStart(ctx context.Context, o *options, t *table) error {
 	if _, err := k.root.do("incus init " + fingerprint + " " + theirs); err != nil {
 		return err
 	}
-	var whole []float64
+	// Whether the container has booted when it is killed makes no difference to
+	// its next start.
+	kill := func(name string, ms float64, err error) (float64, error) {
+		if err == nil {
+			_, err = k.root.do("incus stop --force " + name)
+		}
+		return ms / 1e3, err
+	}
 	p, err := compare(ctx, o.pairs, func() (float64, error) {
-		begin := time.Now()
 		ms, err := timed(func() error { return k.startContainer(ours) })
-		if err != nil {
-			return 0, err
-		}
-		k.runs = true
-		if _, err := heard(k, func(s *ciceronepb.ContainerStartedSignal) bool { return s.ContainerName == ours }); err != nil {
-			return 0, err
-		}
-		whole = append(whole, time.Since(begin).Seconds())
-		return ms / 1e3, k.stopped()
+		return kill(ours, ms, err)
 	}, func() (float64, error) {
 		ms, err := timed(func() error {
 			_, err := k.root.do("incus start " + theirs)
 			return err
 		})
-		if err == nil {
-			_, err = k.root.do("incus stop --force " + theirs)
-		}
-		return ms / 1e3, err
+		return kill(theirs, ms, err)
 	})
 	if err != nil {
 		return err
 	}
+	// What those have said that were killed so late that they could.
+	testbed.All[*ciceronepb.ContainerStartedSignal](k.ear)
+	testbed.All[*ciceronepb.ContainerShutdownSignal](k.ear)
+	var whole []float64
+	for range boots {
+		ms, err := timed(k.running)
+		if err != nil {
+			return err
+		}
+		whole = append(whole, ms/1e3)
+		if err := k.stopped(); err != nil {
+			return err
+		}
+	}
 	t.ratio("StartLxdContainer to the last `LxdContainerStarting`", "`incus start` in the same guest", "s", p, atMost(1.10))
-	t.figure("StartLxdContainer to `ContainerStarted`, the container's boot included", "s", median(whole), none)
+	t.figure(fmt.Sprintf("StartLxdContainer to `ContainerStarted`, the container's boot included, %d times", boots), "s", median(whole), none)
 	return nil
 }

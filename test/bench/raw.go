@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"strconv"
 	"strings"
 
@@ -27,24 +26,23 @@ type rawClient struct {
 	serial uint32
 }
 
-// dialRaw connects to the bus as this process's user.
-func dialRaw(address string) (*rawClient, error) {
-	path, _, _ := strings.Cut(strings.TrimPrefix(address, "unix:path="), ",")
-	conn, err := net.Dial("unix", path)
+// dialRaw connects to the bus as a user of it.
+func (b *bench) dialRaw() (*rawClient, error) {
+	conn, err := b.DialSocket(b.user)
 	if err != nil {
 		return nil, err
 	}
 	c := &rawClient{conn: conn, r: bufio.NewReaderSize(conn, 64<<10)}
-	if err := c.greet(); err != nil {
+	if err := c.greet(b.user.UID); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("greet the bus: %w", err)
 	}
 	return c, nil
 }
 
-func (c *rawClient) greet() error {
-	uid := hex.EncodeToString([]byte(strconv.Itoa(os.Geteuid())))
-	if _, err := fmt.Fprintf(c.conn, "\x00AUTH EXTERNAL %s\r\n", uid); err != nil {
+func (c *rawClient) greet(uid uint32) error {
+	id := hex.EncodeToString([]byte(strconv.FormatUint(uint64(uid), 10)))
+	if _, err := fmt.Fprintf(c.conn, "\x00AUTH EXTERNAL %s\r\n", id); err != nil {
 		return err
 	}
 	line, err := c.r.ReadString('\n')

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/auberge-vm/auberge/test/testbed"
@@ -208,51 +207,5 @@ func (s *stack) packages() {
 	}
 	if out, code := s.ends(nil, "vmc", "package", "install", vm, container, "/etc/hostname"); code != 1 {
 		s.t.Errorf("what is no package: code %d, %s", code, out)
-	}
-}
-
-// archives writes the container to a file, deletes it and gets it back.
-func (s *stack) archives() {
-	s.t.Helper()
-	s.shell("echo 'kept here' >kept")
-	dir := filepath.Join(s.Home(testbed.Alice), "archives")
-	s.run("mkdir", dir)
-	file := filepath.Join(dir, "penguin.tar.gz")
-
-	// Interrupted, it leaves nothing.
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
-	defer cancel()
-	c := s.Command(testbed.Alice, "vmc", "export-container", vm, container, file)
-	errs, err := c.StderrPipe()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	stop := context.AfterFunc(ctx, func() { c.Process.Kill() })
-	one := make([]byte, 1) // it says that it begins
-	if _, err := errs.Read(one); err != nil {
-		s.t.Error(err)
-	}
-	c.Process.Signal(syscall.SIGINT)
-	var said bytes.Buffer
-	said.ReadFrom(errs)
-	c.Wait()
-	stop()
-	if code := c.ProcessState.ExitCode(); code != 1 || !strings.Contains(said.String(), "cancelled") {
-		s.t.Errorf("interrupted: code %d, %q", code, said.String())
-	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-		s.t.Errorf("left: %v, %v", left, err)
-	}
-
-	s.run("vmc", "export-container", vm, container, file)
-	s.run("vmc", "stop-container", vm, container)
-	s.run("vmc", "delete-container", vm, container, "--yes")
-	s.run("vmc", "import-container", vm, container, file)
-	s.run("vmc", "start-container", vm, container)
-	if got := s.shell("cat kept; hello-clients"); got != "kept here\nhello" {
-		s.t.Errorf("after all: %q", got)
 	}
 }

@@ -85,9 +85,12 @@ func TestDownloads(t *testing.T) {
 		}
 	}
 
-	// Others are made while one stands still.
+	// Another is made while one stands still.
 	s.download("stalled", "8000/stall")
 	s.localImage()
+	if end := s.creation("stalled"); end.Status != ciceronepb.LxdContainerCreatedSignal_DOWNLOAD_TIMED_OUT || end.FailureReason == "" {
+		t.Errorf("the stalled one ends with %v", end)
+	}
 	for name, how := range map[string]struct {
 		server string
 		status ciceronepb.LxdContainerCreatedSignal_Status
@@ -100,9 +103,6 @@ func TestDownloads(t *testing.T) {
 		if end := s.creation(name); end.Status != how.status || end.FailureReason == "" {
 			t.Errorf("the %s one ends with %v, want %v", name, end, how.status)
 		}
-	}
-	if end := s.creation("stalled"); end.Status != ciceronepb.LxdContainerCreatedSignal_DOWNLOAD_TIMED_OUT || end.FailureReason == "" {
-		t.Errorf("the stalled one ends with %v", end)
 	}
 	// Deleting it ends its creation.
 	s.download("cancelled", "8000/stall")
@@ -117,13 +117,14 @@ func TestDownloads(t *testing.T) {
 		t.Errorf("a second end: %v", more)
 	}
 	s.resetDatabase()
+	s.tremplinKilled()
 }
 
 // localImage makes a container of two files in the VM.
 func (s *stack) localImage() {
 	s.t.Helper()
 	s.vmRoot("mkdir -p /mnt/stateful/transfer; cp /run/served/8000/images/* /mnt/stateful/transfer/")
-	if got := s.run("vmc", "container", vm, "files", "/mnt/stateful/transfer/rootfs.squashfs", "metadata.tar.xz", "--no-shell", "--user", "alice"); !strings.Contains(got, "files runs in "+vm+", its user is alice") {
+	if got := s.run("vmc", "container", vm, "files", "/mnt/stateful/transfer/rootfs.squashfs", "/mnt/stateful/transfer/metadata.tar.xz", "--no-shell", "--user", "alice"); !strings.Contains(got, "files runs in "+vm+", its user is alice") {
 		s.t.Errorf("a container of files: %q", got)
 	}
 	if end := s.creation("files"); end.Status != ciceronepb.LxdContainerCreatedSignal_CREATED {
@@ -167,5 +168,27 @@ func (s *stack) resetDatabase() {
 	s.startContainer()
 	if got := s.shell("id -un"); got != "alice" {
 		s.t.Errorf("with a new database the container's user is %q", got)
+	}
+}
+
+// tremplinKilled kills the manager of containers, whose next one takes over
+// what runs.
+func (s *stack) tremplinKilled() {
+	s.t.Helper()
+	all[*ciceronepb.TremplinStartedSignal](s.ear)
+	all[*ciceronepb.StartLxdProgressSignal](s.ear)
+	all[*ciceronepb.ContainerShutdownSignal](s.ear)
+	s.vmRoot("pkill -KILL -x tremplin")
+	await[*ciceronepb.TremplinStartedSignal](s.ear, nil)
+	await(s.ear, func(p *ciceronepb.StartLxdProgressSignal) bool {
+		return p.Status == ciceronepb.StartLxdProgressSignal_STARTED
+	})
+	if !s.isRunning() {
+		s.t.Error("the container went with the manager of containers")
+	}
+	// Its end is the next one's to tell.
+	s.vmRoot("kill -KILL $(incus list " + container + " --format csv --columns p </dev/null)")
+	if down := await[*ciceronepb.ContainerShutdownSignal](s.ear, nil); down.ContainerName != container {
+		s.t.Errorf("ContainerShutdown: %v", down)
 	}
 }

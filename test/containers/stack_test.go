@@ -60,6 +60,7 @@ func newStack(t *testing.T) *stack {
 		}
 		bed.Close()
 	})
+	s.setZone("Europe/Paris")
 	s.startConcierge()
 	s.startCicerone()
 	s.conn, err = bed.Dial(t.Context(), testbed.Alice)
@@ -86,7 +87,7 @@ func (s *stack) startCicerone() {
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
 	var err error
-	if s.cicerone, err = s.StartCicerone(ctx); err != nil {
+	if s.cicerone, err = s.StartCicerone(ctx, "--localtime", s.localtime()); err != nil {
 		s.t.Fatalf("start vm_cicerone: %v", err)
 	}
 }

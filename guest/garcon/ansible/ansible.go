@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/auberge-vm/auberge/guest/garcon/desktop"
+	"github.com/auberge-vm/auberge/guest/garcon/session"
 	"github.com/auberge-vm/auberge/guest/garcon/turn"
 )
 
@@ -75,9 +77,9 @@ func (r *Runner) Apply(playbook string) error {
 	case len(playbook) > maxPlaybook:
 		return fmt.Errorf("the playbook has %d bytes, more than %d", len(playbook), maxPlaybook)
 	}
-	program, err := r.find("ansible-playbook")
+	program, err := desktop.LookPath("ansible-playbook", session.Getenv(r.environ, "PATH"))
 	if err != nil {
-		return err
+		return errors.New("ansible-playbook is not installed in this container (sudo apt install ansible-core)")
 	}
 	if err := r.turn.Take(); errors.Is(err, turn.ErrTaken) {
 		return ErrBusy
@@ -106,25 +108,6 @@ func (r *Runner) Apply(playbook string) error {
 		r.turn.End(func() { r.report.Done(err) })
 	}()
 	return nil
-}
-
-func (r *Runner) getenv(name string) string {
-	for _, kv := range r.environ {
-		if v, ok := strings.CutPrefix(kv, name+"="); ok {
-			return v
-		}
-	}
-	return ""
-}
-
-func (r *Runner) find(name string) (string, error) {
-	for _, dir := range filepath.SplitList(r.getenv("PATH")) {
-		path := filepath.Join(dir, name)
-		if fi, err := os.Stat(path); filepath.IsAbs(path) && err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 {
-			return path, nil
-		}
-	}
-	return "", errors.New("ansible-playbook is not installed in this container (sudo apt install ansible-core)")
 }
 
 // save writes the text where its user alone can read it.

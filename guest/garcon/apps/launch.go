@@ -57,7 +57,7 @@ func (m *Manager) launch(ctx context.Context, req *pb.LaunchApplicationRequest) 
 
 func (m *Manager) start(id string, e *desktop.Entry, req *pb.LaunchApplicationRequest, line []string) error {
 	env := session.Environ(m.environ, req.GetContainerFeatures(), m.variables(id, e, req))
-	program, err := desktop.LookPath(line[0], lookup(env, "PATH"))
+	program, err := desktop.LookPath(line[0], session.Getenv(env, "PATH"))
 	if err != nil {
 		return fmt.Errorf("%s: cannot run %q: %w", e.Path, line[0], errors.Unwrap(err))
 	}
@@ -82,19 +82,10 @@ func (m *Manager) variables(id string, e *desktop.Entry, req *pb.LaunchApplicati
 	}
 	if req.GetDisplayScaling() == pb.LaunchApplicationRequest_SCALED {
 		for _, name := range []string{"DISPLAY", "WAYLAND_DISPLAY", "XCURSOR_SIZE"} {
-			if low := lookup(m.environ, name+"_LOW_DENSITY"); low != "" {
+			if low := session.Getenv(m.environ, name+"_LOW_DENSITY"); low != "" {
 				set[name] = low
 			}
 		}
 	}
 	return set
-}
-
-func lookup(env []string, name string) string {
-	for _, kv := range env {
-		if v, ok := strings.CutPrefix(kv, name+"="); ok {
-			return v
-		}
-	}
-	return ""
 }

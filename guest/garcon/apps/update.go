@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/guest/garcon/mime"
+	"github.com/auberge-vm/auberge/guest/garcon/session"
 	pb "github.com/auberge-vm/auberge/protos/containerpb"
 )
 
@@ -73,7 +74,7 @@ func (m *Manager) updateMime(ctx context.Context) error {
 // updateApps also tells whether packages are to be asked for again.
 func (m *Manager) updateApps(ctx context.Context, t *tree) (asked bool, err error) {
 	warnings := 0
-	list, files := gather(t, lookup(m.environ, "PATH"), func(msg string, args ...any) {
+	list, files := gather(t, session.Getenv(m.environ, "PATH"), func(msg string, args ...any) {
 		if warnings++; warnings <= maxWarnings {
 			m.log.Warn(msg, args...)
 		}

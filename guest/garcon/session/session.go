@@ -79,3 +79,13 @@ func Environ(environ []string, features []pb.ContainerFeature, set map[string]st
 	slices.Sort(env)
 	return env
 }
+
+// Getenv reads a variable of an environment, "" where it is not set.
+func Getenv(environ []string, name string) string {
+	for _, kv := range environ {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}

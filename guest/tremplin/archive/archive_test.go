@@ -49,11 +49,7 @@ var (
 
 func list(t testing.TB, data []byte) map[string]*tar.Header {
 	t.Helper()
-	z, err := gzip.NewReader(bytes.NewReader(data))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := tar.NewReader(z)
+	r := tar.NewReader(bytes.NewReader(data))
 	all := map[string]*tar.Header{}
 	for {
 		h, err := r.Next()

@@ -8,9 +8,9 @@ import (
 	"hash/maphash"
 	"io"
 	"strings"
-
-	"github.com/klauspost/compress/gzip"
 )
+
+const bufferSize = 64 << 10
 
 // ErrUnsafe says that an archive has what no container needs and an attacker
 // may.
@@ -30,22 +30,21 @@ type Counts struct {
 type Check struct {
 	Metadata func(Metadata) error
 	Progress func(Counts) error
+	// Mark is a comment in the metadata, which makes an archive unlike any other.
+	Mark string
 }
 
-// Clean reads a container's archive and writes it to w, as tar with gzip, with
-// nothing but metadata.yaml and what is beneath rootfs.
+// Clean reads a container's archive and writes it to w with nothing but
+// metadata.yaml and what is beneath rootfs. It is not compressed: who reads it
+// is on the same machine, and would only have to undo that.
 func Clean(w io.Writer, r io.Reader, check Check) (Metadata, Counts, error) {
 	in, closeIn, err := uncompressed(r)
 	if err != nil {
 		return Metadata{}, Counts{}, err
 	}
 	defer closeIn()
-	b := bufio.NewWriterSize(w, 32<<10)
-	z, err := gzip.NewWriterLevel(b, gzip.BestSpeed)
-	if err != nil {
-		return Metadata{}, Counts{}, err
-	}
-	c := cleaner{out: tar.NewWriter(z), seen: map[uint64]byte{}, seed: maphash.MakeSeed(), check: check}
+	b := bufio.NewWriterSize(w, bufferSize)
+	c := cleaner{out: tar.NewWriter(b), buffer: make([]byte, bufferSize), seen: map[uint64]byte{}, seed: maphash.MakeSeed(), check: check}
 	if err := c.all(tar.NewReader(in)); err != nil {
 		return c.metadata, c.counts, err
 	}
@@ -54,7 +53,7 @@ func Clean(w io.Writer, r io.Reader, check Check) (Metadata, Counts, error) {
 	if _, err := io.Copy(io.Discard, io.LimitReader(in, 1<<20)); err != nil {
 		return c.metadata, c.counts, err
 	}
-	for _, end := range []func() error{c.out.Close, z.Close, b.Flush} {
+	for _, end := range []func() error{c.out.Close, b.Flush} {
 		if err := end(); err != nil {
 			return c.metadata, c.counts, err
 		}
@@ -70,10 +69,11 @@ const (
 )
 
 type cleaner struct {
-	out   *tar.Writer
-	check Check
-	seed  maphash.Seed
-	seen  map[uint64]byte // by the hash of a path, which may be long
+	out    *tar.Writer
+	buffer []byte
+	check  Check
+	seed   maphash.Seed
+	seen   map[uint64]byte // by the hash of a path, which may be long
 
 	hasMetadata bool
 	metadata    Metadata
@@ -144,7 +144,7 @@ func (c *cleaner) readMetadata(h *tar.Header, data io.Reader) error {
 			return err
 		}
 	}
-	return m.write(c.out)
+	return m.write(c.out, c.check.Mark)
 }
 
 // file writes an entry beneath rootfs.
@@ -230,12 +230,16 @@ func (c *cleaner) place(name string, kind byte) error {
 func (c *cleaner) copy(size int64, data io.Reader) error {
 	c.counts.Files++
 	for size > 0 {
-		n, err := io.CopyN(c.out, data, min(size, 1<<20))
-		size -= n
-		c.counts.Bytes += uint64(n)
+		// All in one buffer: most files are small, and there are many.
+		n, err := io.ReadFull(data, c.buffer[:min(size, int64(len(c.buffer)))])
 		if err != nil {
 			return fmt.Errorf("the archive breaks off: %w", err)
 		}
+		if _, err := c.out.Write(c.buffer[:n]); err != nil {
+			return err
+		}
+		size -= int64(n)
+		c.counts.Bytes += uint64(n)
 		if err := c.tell(); err != nil {
 			return err
 		}

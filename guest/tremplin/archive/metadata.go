@@ -123,7 +123,7 @@ func (m Metadata) archive() (io.Reader, error) {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
 	t := tar.NewWriter(z)
-	err := m.write(t)
+	err := m.write(t, "")
 	if err == nil {
 		err = t.Close()
 	}
@@ -133,10 +133,14 @@ func (m Metadata) archive() (io.Reader, error) {
 	return &b, err
 }
 
-func (m Metadata) write(t *tar.Writer) error {
+// write writes a metadata.yaml with a comment.
+func (m Metadata) write(t *tar.Writer, comment string) error {
 	data, err := m.encode()
 	if err != nil {
 		return err
+	}
+	if comment != "" {
+		data = fmt.Appendf(data, "\n# %s\n", comment)
 	}
 	if err := t.WriteHeader(&tar.Header{Name: metadataName, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(data))}); err != nil {
 		return err

@@ -90,13 +90,13 @@ func writeForm(form *multipart.Writer, metadata, rootfs io.Reader) error {
 	return form.Close()
 }
 
-// Upload gives the server an image of one archive.
+// Upload gives the server an image of one archive, which it must not have yet.
 func (c *Client) Upload(ctx context.Context, archive io.Reader, properties string) (string, error) {
-	sum := sha256.New()
-	return c.upload(ctx, "application/octet-stream", io.TeeReader(archive, sum), sum, properties)
+	return c.upload(ctx, "application/octet-stream", archive, nil, properties)
 }
 
-// upload sends an image whose files' sum is sum once they have been sent.
+// upload sends an image whose files' sum is sum, unless that is nil, once they
+// have been sent.
 func (c *Client) upload(ctx context.Context, kind string, body io.Reader, sum hash.Hash, properties string) (string, error) {
 	h := http.Header{}
 	h.Set("Content-Type", kind)
@@ -112,7 +112,9 @@ func (c *Client) upload(ctx context.Context, kind string, body io.Reader, sum ha
 	if err != nil {
 		return "", err
 	}
-	if op, err = c.Wait(ctx, op); err != nil {
+	if op, err = c.Wait(ctx, op); err != nil && sum == nil {
+		return "", err
+	} else if err != nil {
 		// The server has this very image; that is as good.
 		f := hex.EncodeToString(sum.Sum(nil))
 		if _, gone := c.Image(ctx, f); gone == nil {

@@ -2,13 +2,21 @@ package incus
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"time"
 )
 
-// Running is the status of an instance that runs.
-const Running = "Running"
+// What an instance's status may be, besides what few see of one that runs.
+const (
+	Running = "Running"
+	Stopped = "Stopped"
+	// Unknown is what Incus says when its container's monitor does not answer.
+	Unknown = "Error"
+)
 
 // Devices are an instance's or a profile's.
 type Devices map[string]map[string]string
@@ -52,14 +60,15 @@ func (c *Client) CreateInstance(ctx context.Context, name, fingerprint string, c
 // Change sets keys and devices of an instance. An empty value removes a key,
 // a nil device removes a device, and what is not named stays.
 func (c *Client) Change(ctx context.Context, name string, config map[string]string, devices Devices) error {
-	i, err := c.Instance(ctx, name)
-	if err != nil {
-		return err
-	}
 	// PATCH cannot remove a device, so all of it is put.
-	var whole map[string]any
+	var whole json.RawMessage
 	if _, err := c.call(ctx, http.MethodGet, instancePath(name), nil, &whole); err != nil {
 		return err
+	}
+	var i Instance
+	var kept map[string]any
+	if err := errors.Join(json.Unmarshal(whole, &i), json.Unmarshal(whole, &kept)); err != nil {
+		return fmt.Errorf("Incus' answer about %s is not understood: %w", name, err)
 	}
 	if i.Config == nil {
 		i.Config = map[string]string{}
@@ -79,9 +88,9 @@ func (c *Client) Change(ctx context.Context, name string, config map[string]stri
 	}
 	body := map[string]any{"config": i.Config, "devices": i.Devices}
 	for _, key := range []string{"architecture", "description", "ephemeral", "profiles", "stateful"} {
-		body[key] = whole[key]
+		body[key] = kept[key]
 	}
-	_, err = c.do(ctx, http.MethodPut, instancePath(name), body)
+	_, err := c.do(ctx, http.MethodPut, instancePath(name), body)
 	return err
 }
 

@@ -4,6 +4,7 @@
 package rootfs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -140,10 +141,30 @@ func (r *Root) parent(op, name string) (*os.File, string, error) {
 	return f, base, err
 }
 
-// WriteFile puts a file into the place of whatever has the name. An owner is
-// one of the container's.
+// WriteFile puts a file into the place of whatever has the name, unless that is
+// this very file: a new one has to reach the disk, which takes its time. An
+// owner is one of the container's.
 func (r *Root) WriteFile(name string, data []byte, perm uint32, uid, gid uint32) error {
-	return r.replace(name, data, perm, r.ids.ToDisk(uid), r.ids.GroupToDisk(gid))
+	diskUID, diskGID := r.ids.ToDisk(uid), r.ids.GroupToDisk(gid)
+	if r.holds(name, data, perm, diskUID, diskGID) {
+		return nil
+	}
+	return r.replace(name, data, perm, diskUID, diskGID)
+}
+
+// holds tells whether a name is that of a file with this content, mode and
+// owner, and with no other name.
+func (r *Root) holds(name string, data []byte, perm uint32, diskUID, diskGID int) bool {
+	f, st, err := r.openRegular("read", name, unix.O_RDONLY|unix.O_NOFOLLOW)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	if st.Mode&0o7777 != perm || int(st.Uid) != diskUID || int(st.Gid) != diskGID || st.Nlink != 1 || st.Size != int64(len(data)) {
+		return false
+	}
+	got, err := io.ReadAll(io.LimitReader(f, st.Size+1))
+	return err == nil && bytes.Equal(got, data)
 }
 
 // replace writes a file beside the one to be replaced, and renames it.

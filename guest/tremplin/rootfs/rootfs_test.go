@@ -220,3 +220,42 @@ func TestOnlyRegularFilesAreOpened(t *testing.T) {
 		t.Errorf("it was opened: %d, %v", n, err)
 	}
 }
+
+// A file that is there already is not written again; what merely reads like it
+// is.
+func TestAFileIsWrittenOnce(t *testing.T) {
+	root, dir, _ := container(t)
+	const name, key = "/etc/ssh_host_key", "a key\n"
+	put := func() (ino uint64) {
+		t.Helper()
+		must(t, root.WriteFile(name, []byte(key), 0o600, 0, 0))
+		var st unix.Stat_t
+		must(t, unix.Lstat(dir+name, &st))
+		if read(t, dir+name) != key || st.Mode != unix.S_IFREG|0o600 || st.Uid != 0 || st.Nlink != 1 {
+			t.Fatalf("%q, mode %o, owner %d, %d names", read(t, dir+name), st.Mode, st.Uid, st.Nlink)
+		}
+		return st.Ino
+	}
+	first := put()
+	if again := put(); again != first {
+		t.Error("it was written anew")
+	}
+	for what, change := range map[string]func() error{
+		"other content":      func() error { return os.WriteFile(dir+name, []byte("b key\n"), 0o600) },
+		"more content":       func() error { return os.WriteFile(dir+name, []byte(key+"x"), 0o600) },
+		"another mode":       func() error { return os.Chmod(dir+name, 0o644) },
+		"a mode with set-id": func() error { return unix.Chmod(dir+name, 0o4600) },
+		"another owner":      func() error { return os.Chown(dir+name, 1, 0) },
+		"another group":      func() error { return os.Chown(dir+name, 0, 1) },
+		"two names":          func() error { return os.Link(dir+name, dir+"/etc/other-"+filepath.Base(t.TempDir())) },
+		"a link": func() error {
+			return errors.Join(os.Rename(dir+name, dir+"/etc/moved"), os.Symlink("moved", dir+name))
+		},
+	} {
+		before := put()
+		must(t, change())
+		if put() == before {
+			t.Errorf("%s: it stays", what)
+		}
+	}
+}
