@@ -51,7 +51,7 @@ func TestContainerLife(t *testing.T) {
 	s.awaitZone("JST")
 	s.setZone("Asia/Kolkata")
 	s.awaitZone("IST")
-	if text := s.run("vmc", "logs", vm); strings.Contains(text, "instance types") {
+	if text := s.run("vmc", "logs", vm); strings.Contains(text, "Failed to update instance types") {
 		t.Errorf("Incus asks its project for something:\n%s", text)
 	}
 	var name ciceronepb.GetLxdContainerUsernameResponse
