@@ -3,6 +3,7 @@ package cicerone
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/auberge-vm/auberge/guestlink/garcon"
 	"github.com/auberge-vm/auberge/guestlink/wire"
@@ -16,6 +17,8 @@ const (
 	maxFiles    = 1024
 	maxIcons    = 1024
 	maxPlaybook = 1 << 20 // bytes
+	// maxDescription bounds that of a package, in bytes.
+	maxDescription = 64 << 10
 )
 
 // agent returns the connection with the agent of a container that runs.
@@ -245,8 +248,16 @@ func (s *Service) GetLinuxPackageInfo(ctx context.Context, sub policy.Subject, r
 		return nil, wire.Explain("ask for the package", err)
 	}
 	return &pb.LinuxPackageInfoResponse{Success: r.GetSuccess(), FailureReason: wire.Words(r.GetFailureReason()),
-		PackageId: wire.Text(r.GetPackageId(), 1024), License: wire.Text(r.GetLicense(), 1024), Description: r.GetDescription(),
+		PackageId: wire.Text(r.GetPackageId(), 1024), License: wire.Text(r.GetLicense(), 1024), Description: cut(r.GetDescription(), maxDescription),
 		ProjectUrl: wire.Text(r.GetProjectUrl(), 2048), Size: r.GetSize(), Summary: wire.Text(r.GetSummary(), 4096)}, nil
+}
+
+// cut is a guest's text of several lines, shortened to so many bytes.
+func cut(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit], "")
 }
 
 // agentOp has an agent begin an operation. The call says whether the agent

@@ -52,11 +52,13 @@ type world struct {
 	dir   string
 	state string
 
-	mu      sync.Mutex
-	vms     map[uint32]*machine
-	ready   []uint32 // of TremplinReady
-	away    bool     // vm_concierge
-	lists   []*appspb.ApplicationList
+	mu    sync.Mutex
+	vms   map[uint32]*machine
+	ready []uint32 // of TremplinReady
+	away  bool     // vm_concierge
+	lists []*appspb.ApplicationList
+	// slow is read from before a list is taken, if it is there.
+	slow    chan struct{}
 	urls    []string
 	dialogs chan *appspb.SelectFileRequest
 	signals chan signal
@@ -161,6 +163,12 @@ func (w *world) ContainerKeys(_ context.Context, _ uint32, container string) (st
 }
 
 func (w *world) UpdateApplicationList(_ context.Context, _ uint32, l *appspb.ApplicationList) error {
+	w.mu.Lock()
+	slow := w.slow
+	w.mu.Unlock()
+	if slow != nil {
+		slow <- struct{}{}
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.lists = append(w.lists, l)

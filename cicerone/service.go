@@ -84,6 +84,9 @@ type Service struct {
 	// nobody has looked after it yet.
 	before  map[key]record
 	dialogs map[string]*dialog // by token
+	// showing are the users to whose desktops applications are shown, with the
+	// desktop that came meanwhile.
+	showing map[uint32]context.Context
 
 	// takeTurn lets one at a time take up VMs.
 	takeTurn chan struct{}
@@ -125,7 +128,7 @@ func New(ctx context.Context, cfg Config) (*Service, error) {
 		cfg.WatchInterval = 20 * time.Second
 	}
 	quit, stop := context.WithCancel(context.Background())
-	s := &Service{cfg: cfg, log: cfg.Log, vms: map[key]*vm{}, dialogs: map[string]*dialog{},
+	s := &Service{cfg: cfg, log: cfg.Log, vms: map[key]*vm{}, dialogs: map[string]*dialog{}, showing: map[uint32]context.Context{},
 		takeTurn: make(chan struct{}, 1), pruneTurn: make(chan struct{}, 1), saveLines: map[key]*saveLine{}, streams: map[uint32]int{},
 		quit: quit, stop: stop}
 	s.before = s.records()

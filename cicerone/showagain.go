@@ -10,8 +10,30 @@ import (
 )
 
 // DesktopAppeared shows a user's desktop, which has just come, the applications
-// that are there: containers tell of changes only.
+// that are there: containers tell of changes only. A desktop that comes and goes
+// all the time is shown them once at a time.
 func (s *Service) DesktopAppeared(ctx context.Context, owner uint32) {
+	s.mu.Lock()
+	if _, busy := s.showing[owner]; busy {
+		s.showing[owner] = ctx // who shows does it again
+		s.mu.Unlock()
+		return
+	}
+	s.showing[owner] = nil
+	s.mu.Unlock()
+	for ctx != nil {
+		s.showAll(ctx, owner)
+		s.mu.Lock()
+		if ctx = s.showing[owner]; ctx == nil {
+			delete(s.showing, owner)
+		} else {
+			s.showing[owner] = nil
+		}
+		s.mu.Unlock()
+	}
+}
+
+func (s *Service) showAll(ctx context.Context, owner uint32) {
 	var lists [][]byte
 	for _, v := range s.own(func(v *vm) bool { return v.key.uid == owner }) {
 		s.mu.Lock()

@@ -1,6 +1,7 @@
 package cicerone_test
 
 import (
+	"context"
 	"testing"
 
 	"github.com/auberge-vm/auberge/protos/appspb"
@@ -37,5 +38,41 @@ func TestDesktopThatComes(t *testing.T) {
 	}
 	if len(shown) != 2 || shown["termina/penguin"] != "of-termina" || shown["other/penguin"] != "of-other" {
 		t.Errorf("it is shown %v", shown)
+	}
+}
+
+// A desktop that comes and goes all the time is shown its applications once at
+// a time, and once more for all that came meanwhile.
+func TestDesktopThatComesAgainAndAgain(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	token, _ := m.running(s, "penguin", 10000)
+	must(t)(m.container.UpdateApplicationList(t.Context(), &cpb.UpdateApplicationListRequest{Token: token}))
+	slow := make(chan struct{})
+	w.mu.Lock()
+	w.lists, w.slow = nil, slow
+	w.mu.Unlock()
+	gone, leave := context.WithCancel(t.Context())
+	ended := make(chan struct{}, 100)
+	appear := func(ctx context.Context) {
+		s.DesktopAppeared(ctx, uid)
+		ended <- struct{}{}
+	}
+	for range 10 {
+		go appear(gone)
+	}
+	for range 9 { // all but the one that waits for the desktop
+		<-ended
+	}
+	leave()
+	s.DesktopAppeared(t.Context(), uid) // the last one is to be shown them
+	<-slow
+	<-slow
+	<-ended
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.lists) != 2 {
+		t.Errorf("the list was shown %d times", len(w.lists))
 	}
 }

@@ -323,15 +323,16 @@ func (v *vm) verify(c *container) {
 	if client == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(v.ctx, 2*connectTimeout)
-	defer cancel()
 	stopped := false
 	if v.info.Containers {
+		ctx, cancel := context.WithTimeout(v.ctx, 2*connectTimeout)
 		r, err := v.tremplin.GetContainerInfo(ctx, &tpb.GetContainerInfoRequest{ContainerName: c.name})
+		cancel()
 		stopped = err == nil && (r.GetStatus() == tpb.GetContainerInfoResponse_STOPPED || r.GetStatus() == tpb.GetContainerInfoResponse_NOT_FOUND)
 	}
 	if !stopped {
-		if _, err := v.session(ctx, client); err == nil {
+		// A busy container manager is not to take its agent's time.
+		if _, err := v.session(v.ctx, client); err == nil {
 			return
 		}
 	}

@@ -78,6 +78,8 @@ func CiceroneService(h Cicerone) Service {
 	packageInfo.Timeout = startContainerTimeout
 	icons := method("GetContainerAppIcon", policy.RightOwn, h, Cicerone.GetContainerAppIcon)
 	icons.Weight = 8 // a short request, and an answer that may be megabytes
+	debug := method("GetDebugInformation", policy.RightSelf, h, Cicerone.GetDebugInformation)
+	debug.Weight = longAnswer
 	return Service{
 		Program: "vm_cicerone", BusName: CiceroneName, Path: CiceronePath, Interface: CiceroneInterface,
 		Methods: []Method{
@@ -112,7 +114,7 @@ func CiceroneService(h Cicerone) Service {
 			method("UninstallPackageOwningFile", policy.RightOwn, h, Cicerone.UninstallPackageOwningFile),
 			method("ApplyAnsiblePlaybook", policy.RightOwn, h, Cicerone.ApplyAnsiblePlaybook),
 			method("SetTimezone", policy.RightSelf, h, Cicerone.SetTimezone),
-			method("GetDebugInformation", policy.RightSelf, h, Cicerone.GetDebugInformation),
+			debug,
 		},
 		Signals: []Signal{
 			{Name: "TremplinStarted", Payload: new(ciceronepb.TremplinStartedSignal)},

@@ -73,7 +73,8 @@ func Cicerone1Interface(h Cicerone1) OwnInterface {
 		},
 		{
 			// The answer is a vm_tools.apps.ApplicationList.
-			Name: "ListApplications", Right: policy.RightOwn,
+			// Megabytes, at the most, which a guest has made up.
+			Name: "ListApplications", Right: policy.RightOwn, Weight: longAnswer,
 			In:  []Arg{{"name", "s"}, {ownerArg, "s"}, {"container", "s"}},
 			Out: []Arg{{"applications", "ay"}},
 			handle: func(ctx context.Context, c *plainCall) ([]any, error) {

@@ -26,6 +26,10 @@ type ciceroneHandler struct {
 	Cicerone1
 	subjects chan policy.Subject
 	imported chan string
+	// listing gets the name of a VM whose applications are asked for; the
+	// answer comes with hold.
+	listing chan string
+	hold    chan struct{}
 }
 
 func newCiceroneHandler() *ciceroneHandler {
@@ -68,6 +72,10 @@ func (h *ciceroneHandler) ExportContainer(_ context.Context, _ policy.Subject, v
 }
 
 func (h *ciceroneHandler) ListApplications(_ context.Context, _ policy.Subject, vm, container string) (*appspb.ApplicationList, error) {
+	if h.listing != nil {
+		h.listing <- vm
+		<-h.hold
+	}
 	return &appspb.ApplicationList{VmName: vm, ContainerName: container}, nil
 }
 
@@ -244,4 +252,41 @@ func TestDescriptorsAsArguments(t *testing.T) {
 	}
 	_, err = invokeCicerone(t, c, Cicerone1Name, "ImportContainer", "vm", "", "penguin")
 	wantError(t, err, errInvalidArgs)
+}
+
+// Lists of applications may be long, and are answered a few at a time.
+func TestLongListsAreLimited(t *testing.T) {
+	bus := dbustest.Lax(t)
+	h := newCiceroneHandler()
+	h.listing, h.hold = make(chan string, 100), make(chan struct{})
+	serveCicerone(t, bus, h, Options{})
+	c := bus.Connect(t)
+	list := func() *dbus.Call {
+		return c.Object(CiceroneName, CiceronePath).Go(Cicerone1Name+".ListApplications", 0, make(chan *dbus.Call, 1), "vm", "", "penguin")
+	}
+	var held []*dbus.Call
+	for range 8 {
+		held = append(held, list())
+		<-h.listing
+	}
+	surplus := list()
+	select {
+	case <-surplus.Done:
+		wantError(t, surplus.Err, errLimitsExceeded)
+	case <-h.listing:
+		t.Error("a ninth is served")
+	}
+	var running ciceronepb.IsContainerRunningResponse
+	if err := callCicerone(t, c, "IsContainerRunning", &ciceronepb.IsContainerRunningRequest{VmName: "vm"}, &running); err != nil {
+		t.Error("another call is not served:", err)
+	}
+	close(h.hold)
+	for _, call := range held {
+		if <-call.Done; call.Err != nil {
+			t.Error(call.Err)
+		}
+	}
+	if again := <-list().Done; again.Err != nil {
+		t.Error("places are not given back:", again.Err)
+	}
 }

@@ -87,7 +87,7 @@ func ConciergeService(h Concierge) Service {
 	startVm := methodWithFiles("StartVm", policy.RightOwn, h, Concierge.StartVm)
 	startVm.Timeout = 10 * time.Minute // an image may have to be decompressed first
 	getVmLogs := method("GetVmLogs", policy.RightOwn, h, Concierge.GetVmLogs)
-	getVmLogs.Weight = 30 // a short request, and an answer of megabytes: eight of a user leave places for other calls
+	getVmLogs.Weight = longAnswer
 	listVmDisks := method("ListVmDisks", policy.RightOwn, h, Concierge.ListVmDisks)
 	listVmDisks.Response = new(conciergepb.ListVmDisksResponse)
 	listVmDisks.Seed = &SeedResponse{

@@ -49,6 +49,10 @@ func (l Limits) withDefaults() Limits {
 // 4 MiB could take 300 MiB to hold.
 const maxRequestFields = 1 << 16
 
+// longAnswer is the weight of methods with a short request and an answer of
+// megabytes: eight calls of a user leave places for others.
+const longAnswer = 30
+
 // load is what a sender, or everybody together, is using.
 type load struct{ calls, bytes int }
 

@@ -36,6 +36,8 @@ type PlainMethod struct {
 	// administrator's call is about everybody.
 	Watch   bool
 	Timeout time.Duration // zero means DefaultTimeout
+	// Weight is as a Method's.
+	Weight int
 
 	handle func(context.Context, *plainCall) ([]any, error)
 }
@@ -144,6 +146,9 @@ func (e *plainEndpoint) serve(ctx context.Context, c *call) (body, error) {
 	pc.subject, err = c.authorize(ctx, p, e.asks(), word)
 	if err != nil {
 		return body{}, asCallError(err, ErrorFailed)
+	}
+	if err := c.ticket.weigh(e.Weight); err != nil {
+		return body{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeoutOr(e.Timeout))
 	defer cancel()

@@ -2,7 +2,6 @@ package tremplin
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -202,12 +201,15 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 func (s *Server) dropSnapshot(name, snapshot string) {
 	ctx, cancel := cleaning()
 	defer cancel()
+	// If Incus is not there in time, the removal fails and is tried later.
+	s.ensureLxd(ctx)
+	s.dropSnapshotOf(ctx, name, snapshot)
+}
+
+// dropSnapshotOf removes a snapshot, now or later.
+func (s *Server) dropSnapshotOf(ctx context.Context, name, snapshot string) {
 	remove := func(ctx context.Context) error { return s.incus.DeleteSnapshot(ctx, name, snapshot) }
-	err := s.ensureLxd(ctx)
-	if err == nil {
-		err = remove(ctx)
-	}
-	if err != nil && !incus.IsNotFound(err) {
+	if err := remove(ctx); err != nil && !incus.IsNotFound(err) {
 		s.left.add("the snapshot "+snapshot+" of "+name, err, remove)
 	}
 }
@@ -215,12 +217,12 @@ func (s *Server) dropSnapshot(name, snapshot string) {
 // removeSnapshots removes the snapshots that exports have left.
 func (s *Server) removeSnapshots(ctx context.Context, name string) {
 	all, err := s.incus.Snapshots(ctx, name)
+	if err != nil {
+		s.log.Error("snapshots of exports are not looked for", "container", name, "err", err)
+	}
 	for _, sn := range all {
 		if strings.HasPrefix(sn.Name, ownPrefix) {
-			err = errors.Join(err, s.incus.DeleteSnapshot(ctx, name, sn.Name))
+			s.dropSnapshotOf(ctx, name, sn.Name)
 		}
-	}
-	if err != nil {
-		s.log.Error("snapshots of exports stay", "container", name, "err", err)
 	}
 }

@@ -106,7 +106,9 @@ func (s *Server) arrival() (end func(error)) {
 				defer cancel()
 				stop := context.AfterFunc(s.ctx, cancel)
 				defer stop()
-				s.removeImages(ctx)
+				if err := s.removeImages(ctx); err != nil {
+					s.left.add("old images", err, s.removeImages)
+				}
 			})
 		}
 	}
@@ -163,21 +165,21 @@ func (s *Server) passing(fingerprint string) (release func()) {
 }
 
 // removeImages removes what no operation uses: all but the shipped image.
-func (s *Server) removeImages(ctx context.Context) {
+func (s *Server) removeImages(ctx context.Context) error {
 	all, err := s.incus.Images(ctx)
 	if err != nil {
-		s.log.Error("old images are not looked for", "err", err)
-		return
+		return err
 	}
 	id, _ := s.shippedID()
 	for _, i := range all {
 		if got := i.Properties[shippedKey]; got != "" && got == id || s.images.inUse(i.Fingerprint) {
 			continue
 		}
-		if err := s.incus.DeleteImage(ctx, i.Fingerprint); err != nil {
-			s.log.Warn("an old image stays", "fingerprint", i.Fingerprint, "err", err)
+		if one := s.incus.DeleteImage(ctx, i.Fingerprint); one != nil && !incus.IsNotFound(one) {
+			err = errors.Join(err, fmt.Errorf("image %s: %w", i.Fingerprint, one))
 		}
 	}
+	return err
 }
 
 // shippedImage is the one on the tools disk.

@@ -159,9 +159,7 @@ func (s *Server) discard(ctx context.Context, name string) {
 func (s *Server) discardNow(temp string) {
 	ctx, cancel := cleaning()
 	defer cancel()
-	if err := s.ensureLxd(ctx); err != nil {
-		s.left.add("the container "+temp, err, func(ctx context.Context) error { return s.removeOnceFree(ctx, temp) })
-		return
-	}
+	// If Incus is not there in time, the removal fails and is tried later.
+	s.ensureLxd(ctx)
 	s.discard(ctx, temp)
 }

@@ -275,5 +275,7 @@ func (s *Server) removeLeftovers(ctx context.Context) {
 		}
 		s.removeSnapshots(ctx, i.Name)
 	}
-	s.removeImages(ctx)
+	if err := s.removeImages(ctx); err != nil {
+		s.left.add("old images", err, s.removeImages)
+	}
 }

@@ -51,7 +51,14 @@ func (m *importing) replace(ctx context.Context, temp string) error {
 		back, cancel := cleaning()
 		defer cancel()
 		if undo := s.putBack(back, away, m.name); undo != nil {
-			return errors.Join(err, fmt.Errorf("the old container is called %s until Incus' next start: %w", away, undo))
+			s.left.add("the name of "+m.name, undo, func(ctx context.Context) error {
+				err := s.incus.Rename(ctx, away, m.name)
+				if incus.IsConflict(err) {
+					return nil // there is another one by now
+				}
+				return err
+			})
+			return errors.Join(err, fmt.Errorf("the old container is called %s until Incus lets it have its name back: %w", away, undo))
 		}
 		return err
 	}
@@ -63,7 +70,7 @@ func (m *importing) replace(ctx context.Context, temp string) error {
 }
 
 func (s *Server) putBack(ctx context.Context, away, name string) error {
-	if err := s.daemon.start(ctx); err != nil {
+	if err := s.ensureLxd(ctx); err != nil {
 		return err
 	}
 	return s.incus.Rename(ctx, away, name)

@@ -29,6 +29,13 @@ var limits = wire.Limits{Connections: 64, Calls: 32, Message: 4 << 20, Fields: 1
 // maxAnswerFields is enough for the icons that are asked for at once.
 const maxAnswerFields = 1 << 14
 
+// maxIcons bounds an answer with icons, in bytes, maxAnswer all others: many
+// calls may wait for one at a time.
+const (
+	maxIcons  = 4 << 20
+	maxAnswer = 512 << 10
+)
+
 // A Client calls the agent of one container.
 type Client struct {
 	pb.GarconClient
@@ -37,8 +44,13 @@ type Client struct {
 
 // NewClient returns a client that reaches the agent by dial.
 func NewClient(dial func(context.Context) (net.Conn, error)) *Client {
-	c := &wire.Conn{Dial: dial, MaxMessage: 4 << 20, MaxFields: maxAnswerFields}
+	c := &wire.Conn{Dial: dial, MaxMessage: maxAnswer, MaxFields: maxAnswerFields}
 	return &Client{GarconClient: pb.NewGarconClient(c), conn: c}
+}
+
+// GetIcon is the one call with a long answer.
+func (c *Client) GetIcon(ctx context.Context, req *pb.IconRequest, opts ...grpc.CallOption) (*pb.IconResponse, error) {
+	return c.GarconClient.GetIcon(ctx, req, append(opts, grpc.MaxCallRecvMsgSize(maxIcons))...)
 }
 
 // Close ends calls in progress, and there will be no others.

@@ -19,8 +19,12 @@ import (
 var limits = wire.Limits{Connections: 8, Calls: 16, Message: 1 << 20, Fields: 1 << 15, Memory: 4 << 20,
 	Timeout: time.Minute, Idle: 2 * time.Minute}
 
-// maxAnswerFields is far more than any answer has.
-const maxAnswerFields = 1 << 12
+// maxAnswer, in bytes, and maxAnswerFields are far more than any answer has:
+// many calls may wait for one at a time.
+const (
+	maxAnswer       = 512 << 10
+	maxAnswerFields = 1 << 12
+)
 
 // A Client calls the agent of one VM. Nothing is dialled before the first call.
 type Client struct {
@@ -30,7 +34,7 @@ type Client struct {
 
 // NewClient returns a client that reaches the agent by dial.
 func NewClient(dial func(context.Context) (net.Conn, error)) *Client {
-	c := &wire.Conn{Dial: dial, MaxMessage: 4 << 20, MaxFields: maxAnswerFields}
+	c := &wire.Conn{Dial: dial, MaxMessage: maxAnswer, MaxFields: maxAnswerFields}
 	return &Client{TremplinClient: pb.NewTremplinClient(c), conn: c}
 }
 

@@ -80,7 +80,7 @@ func TestAnswersAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := wire.Serve(l, "test", wire.Limits{Connections: 1, Calls: 1, Message: 1 << 20, Fields: 10, Timeout: patience}, slog.New(slog.DiscardHandler),
+	s := wire.Serve(l, "test", wire.Limits{Connections: 1, Calls: 2, Message: 1 << 20, Fields: 10, Timeout: patience}, slog.New(slog.DiscardHandler),
 		func(g *grpc.Server) { pb.RegisterCrashListenerServer(g, chatty{}) })
 	defer s.Close()
 	conn := &wire.Conn{MaxMessage: 1 << 20, MaxFields: 999, Dial: func(ctx context.Context) (net.Conn, error) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -40,6 +41,11 @@ func start() error {
 	flag.IntVar(&o.vms, "vms", 1000, "how many VMs are many")
 	flag.StringVar(&o.only, "only", "", "parts to measure, separated by commas: "+strings.Join(partNames(), ", "))
 	flag.Parse()
+	for name := range strings.SplitSeq(o.only, ",") {
+		if name != "" && !slices.Contains(partNames(), name) {
+			return fmt.Errorf("there is no part %q; the parts are %s", name, strings.Join(partNames(), ", "))
+		}
+	}
 	if o.pairs < minPairs {
 		fmt.Fprintf(os.Stderr, "bench: fewer than %d pairs say little\n", minPairs)
 	}

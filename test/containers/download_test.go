@@ -117,6 +117,7 @@ func TestDownloads(t *testing.T) {
 		t.Errorf("a second end: %v", more)
 	}
 	s.resetDatabase()
+	s.tremplinKilled()
 }
 
 // localImage makes a container of two files in the VM.
@@ -167,5 +168,27 @@ func (s *stack) resetDatabase() {
 	s.startContainer()
 	if got := s.shell("id -un"); got != "alice" {
 		s.t.Errorf("with a new database the container's user is %q", got)
+	}
+}
+
+// tremplinKilled kills the manager of containers, whose next one takes over
+// what runs.
+func (s *stack) tremplinKilled() {
+	s.t.Helper()
+	all[*ciceronepb.TremplinStartedSignal](s.ear)
+	all[*ciceronepb.StartLxdProgressSignal](s.ear)
+	all[*ciceronepb.ContainerShutdownSignal](s.ear)
+	s.vmRoot("pkill -KILL -x tremplin")
+	await[*ciceronepb.TremplinStartedSignal](s.ear, nil)
+	await(s.ear, func(p *ciceronepb.StartLxdProgressSignal) bool {
+		return p.Status == ciceronepb.StartLxdProgressSignal_STARTED
+	})
+	if !s.isRunning() {
+		s.t.Error("the container went with the manager of containers")
+	}
+	// Its end is the next one's to tell.
+	s.vmRoot("kill -KILL $(incus list " + container + " --format csv --columns p </dev/null)")
+	if down := await[*ciceronepb.ContainerShutdownSignal](s.ear, nil); down.ContainerName != container {
+		s.t.Errorf("ContainerShutdown: %v", down)
 	}
 }

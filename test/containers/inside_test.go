@@ -1,6 +1,9 @@
 package containers
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // What is in a container that runs: its system, its packages, its agent, and
 // its applications on the desktop.
@@ -8,9 +11,43 @@ func TestInside(t *testing.T) {
 	t.Parallel()
 	s := preparedStack(t)
 	s.system()
+	s.walls()
 	s.packageKit()
 	s.agent()
 	s.applications()
+}
+
+// walls tries as the container's root what would open the VM to it.
+func (s *stack) walls() {
+	s.t.Helper()
+	for _, script := range []string{
+		// The VM's disks.
+		"test -n \"$(find /dev -type b)\"",
+		"mknod /tmp/disk b 254 0 && head -c 1 /tmp/disk",
+		"mount /dev/vda /mnt",
+		// The agents, which all containers have in common.
+		"touch /opt/google/cros-containers/new",
+		"mount -o remount,rw /opt/google/cros-containers && touch /opt/google/cros-containers/new",
+		"umount /opt/google/cros-containers && mount -t squashfs /dev/vdb /opt/google/cros-containers",
+		// Settings of the kernel that have it run programs as the VM's root.
+		"echo '|/tmp/x' > /proc/sys/kernel/core_pattern",
+		"echo /tmp/x > /proc/sys/kernel/modprobe",
+		"echo /tmp/x > /sys/kernel/uevent_helper",
+		"echo b > /proc/sysrq-trigger",
+		"mkdir /tmp/cg && mount -t cgroup -o rdma cgroup /tmp/cg && test -e /tmp/cg/release_agent",
+		// Other processes of the VM, its files, its kernel.
+		"test -e /proc/1/root/mnt/stateful/incus",
+		"nsenter -t 1 -m test -e /mnt/stateful/incus",
+		"unshare -m mount -t btrfs /dev/vdc /mnt",
+	} {
+		if got := s.root("if ( " + script + " ) > /dev/null 2>&1; then echo done; else echo refused; fi"); got != "refused" {
+			s.t.Errorf("in the container, root has %q %s", script, got)
+		}
+	}
+	// None of it has changed the VM.
+	if got := s.vmRoot("cat /proc/sys/kernel/core_pattern; test ! -e /opt/google/cros-containers/new && echo clean"); strings.Contains(got, "/tmp/x") || !strings.HasSuffix(got, "clean") {
+		s.t.Errorf("the VM says %q", got)
+	}
 }
 
 // system looks at the container as such.

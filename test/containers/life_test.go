@@ -33,6 +33,13 @@ func TestContainerLife(t *testing.T) {
 		t.Error("the container runs before it was started")
 	}
 
+	// Its user stays who it is.
+	var user ciceronepb.SetUpLxdContainerUserResponse
+	s.must("SetUpLxdContainerUser", &ciceronepb.SetUpLxdContainerUserRequest{VmName: vm, ContainerName: container, ContainerUsername: "bob"}, &user)
+	if user.Status != ciceronepb.SetUpLxdContainerUserResponse_EXISTS || user.ContainerUsername != "alice" {
+		t.Errorf("SetUpLxdContainerUser for another: %v", &user)
+	}
+
 	s.noKeysYet()
 	started := s.startContainer()
 	if started.VmName != vm || started.ContainerName != container || started.ContainerUsername != "alice" ||
@@ -63,6 +70,16 @@ func TestContainerLife(t *testing.T) {
 	s.must("ListRunningContainers", &ciceronepb.ListRunningContainersRequest{}, &running)
 	if len(running.Containers) != 1 || running.Containers[0].ContainerName != container || running.Containers[0].OsRelease.GetId() != "debian" {
 		t.Errorf("ListRunningContainers: %v", &running)
+	}
+	var zone ciceronepb.SetTimezoneResponse
+	s.must("SetTimezone", &ciceronepb.SetTimezoneRequest{TimezoneName: "Asia/Tokyo"}, &zone)
+	if got := s.root("date +%z"); zone.Successes != 1 || got != "+0900" {
+		t.Errorf("SetTimezone: %v, and the container's clock is at %s", &zone, got)
+	}
+	var debug ciceronepb.GetDebugInformationResponse
+	s.must("GetDebugInformation", &ciceronepb.GetDebugInformationRequest{}, &debug)
+	if !strings.Contains(debug.DebugInformation, container+": Running") {
+		t.Errorf("GetDebugInformation: %v", &debug)
 	}
 
 	var stop ciceronepb.StopLxdContainerResponse
