@@ -204,6 +204,9 @@ func (f *fakeIncus) listen(srv *http.Server, c *websocket.Conn) {
 	f.mu.Unlock()
 	var none []byte
 	websocket.Message.Receive(c, &none) // until it closes
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.events, c)
 }
 
 // happens tells of something that happened to an instance.
