@@ -1,14 +1,17 @@
 package cicerone_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -86,6 +89,53 @@ func TestShares(t *testing.T) {
 	if err := pending(token); err != nil {
 		t.Errorf("after another container's calls: %v", err)
 	}
+}
+
+// A guest that has something logged all the time has a few lines, and another
+// VM its own.
+func TestLinesAreFew(t *testing.T) {
+	w := newWorld(t)
+	var log lockedBuffer
+	s := w.serve(func(cfg *cicerone.Config) { cfg.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	m, _ := w.up(s, "loud", 33)
+	token, _ := m.running(s, "penguin", 10000)
+	other, _ := w.up(s, "other", 34)
+	crashes := pb.NewCrashListenerClient(m.line(7779))
+	for i := range 300 {
+		switch i % 3 {
+		case 0: // nobody listens there
+			m.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: token, GarconPort: 19999})
+		case 1:
+			m.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: "none"})
+		case 2:
+			crashes.SendFailureReport(t.Context(), &pb.FailureReport{})
+		}
+	}
+	other.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: "none"})
+	if n := strings.Count(log.String(), "vm=loud"); n == 0 || n > 200 { // 60 in a minute, however long this took
+		t.Errorf("%d lines of the VM", n)
+	}
+	if !strings.Contains(log.String(), "vm=other") {
+		t.Error("the other VM has no line")
+	}
+}
+
+// A lockedBuffer is a log that is written to while it is read.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 // Lists of applications, which are long, are few.

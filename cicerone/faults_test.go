@@ -127,6 +127,33 @@ func TestServiceIsStartedAnew(t *testing.T) {
 	w.quiet()
 }
 
+// While vm_concierge is away nobody can be asked, and whoever ran does so still.
+func TestServiceIsStartedAnewWithoutConcierge(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	m.running(s, "penguin", 10000)
+	s.Close()
+	w.mu.Lock()
+	w.leaving = true
+	w.mu.Unlock()
+	s = w.serve()
+	eventually(t, "vm_concierge is asked again", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.missed > 1
+	})
+	w.quiet()
+	w.mu.Lock()
+	w.leaving, w.away = false, false
+	w.mu.Unlock()
+	if !w.isRunning(s, "termina", "") {
+		t.Error("it is not known to run")
+	}
+	s.Close()
+	w.quiet()
+}
+
 // A concierge that was away, and announces its VMs again, changes nothing;
 // calls at the endpoints go on.
 func TestAnnouncedAgain(t *testing.T) {

@@ -52,11 +52,13 @@ type world struct {
 	dir   string
 	state string
 
-	mu    sync.Mutex
-	vms   map[uint32]*machine
-	ready []uint32 // of TremplinReady
-	away  bool     // vm_concierge
-	lists []*appspb.ApplicationList
+	mu      sync.Mutex
+	vms     map[uint32]*machine
+	ready   []uint32 // of TremplinReady
+	away    bool     // vm_concierge
+	leaving bool     // it goes when it has been asked for a VM
+	missed  int      // how often it was asked for VMs while it was away
+	lists   []*appspb.ApplicationList
 	// slow is read from before a list is taken, if it is there.
 	slow    chan struct{}
 	urls    []string
@@ -128,6 +130,7 @@ func (w *world) ListVMs(context.Context) ([]cicerone.VM, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.away {
+		w.missed++
 		return nil, errors.New("vm_concierge is not there")
 	}
 	var all []cicerone.VM
@@ -144,10 +147,17 @@ func (w *world) OpenEndpoints(_ context.Context, cid uint32) (cicerone.VM, cicer
 	if m == nil || w.away {
 		return cicerone.VM{}, cicerone.Endpoints{}, fmt.Errorf("no VM with CID %d", cid)
 	}
+	w.away = w.leaving
 	return m.info, cicerone.Endpoints{Tremplin: m.endpoint(7778), Crash: m.endpoint(7779), Container: m.endpoint(8889)}, nil
 }
 
 func (w *world) Dial(ctx context.Context, cid, port uint32) (net.Conn, error) {
+	w.mu.Lock()
+	away := w.away
+	w.mu.Unlock()
+	if away {
+		return nil, errors.New("vm_concierge is not there")
+	}
 	return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(w.dir, fmt.Sprintf("%d-%d", cid, port)))
 }
 

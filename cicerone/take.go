@@ -331,8 +331,7 @@ func (v *vm) verify(c *container) {
 		stopped = err == nil && (r.GetStatus() == tpb.GetContainerInfoResponse_STOPPED || r.GetStatus() == tpb.GetContainerInfoResponse_NOT_FOUND)
 	}
 	if !stopped {
-		// A busy container manager is not to take its agent's time.
-		if _, err := v.session(v.ctx, client); err == nil {
+		if v.answers(client) {
 			return
 		}
 	}
@@ -345,4 +344,29 @@ func (v *vm) verify(c *container) {
 	v.s.mu.Unlock()
 	closeUnused(unused)
 	v.save()
+}
+
+// answers tells whether an agent does. While vm_concierge is away nobody can be
+// reached: it is waited for.
+func (v *vm) answers(client *garcon.Client) bool {
+	t := time.NewTicker(v.s.cfg.WatchInterval)
+	defer t.Stop()
+	for {
+		_, err := v.session(v.ctx, client)
+		if err == nil {
+			return true
+		}
+		ctx, cancel := context.WithTimeout(v.ctx, connectTimeout)
+		_, away := v.s.cfg.Concierge.ListVMs(ctx)
+		cancel()
+		if away == nil {
+			_, err := v.session(v.ctx, client) // it may have come back only now
+			return err == nil
+		}
+		select {
+		case <-t.C:
+		case <-v.ctx.Done():
+			return false
+		}
+	}
 }

@@ -133,7 +133,7 @@ func (v *vm) needContainers() error {
 
 func (s *Service) newVM(info VM) *vm {
 	v := &vm{s: s, info: info, key: keyOf(info.Owner, info.Name),
-		log:     s.log.With("vm", info.Name, "owner", info.Owner.Word, "cid", info.CID),
+		log:     newFewLines(s.log.With("vm", info.Name, "owner", info.Owner.Word, "cid", info.CID)),
 		changed: make(chan struct{}), containers: map[string]*container{}, names: map[string]bool{},
 		ops:       map[opKey]*operation{},
 		openings:  window{limit: 10, span: 15 * time.Second},

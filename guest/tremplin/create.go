@@ -73,9 +73,7 @@ func isAbandoned(i incus.Instance) bool {
 // that nobody sees it before.
 func (s *Server) create(ctx context.Context, name string, source imageSource) error {
 	begun := time.Now()
-	if err := s.ensureLxd(ctx); err != nil {
-		return err
-	}
+	// Incus is started for this when it must be.
 	old, missing, err := s.find(ctx, name)
 	switch {
 	case err == nil && !isAbandoned(old):

@@ -54,6 +54,8 @@ type Server struct {
 	moves  *transfers
 	states *states
 	left   *leftovers
+	// agreeWait is the constant of this name, unless a test has no time.
+	agreeWait time.Duration
 
 	ctx     context.Context // of what runs beside the calls
 	end     context.CancelFunc
@@ -70,8 +72,9 @@ func NewServer(cfg Config, log *slog.Logger, dial func(context.Context) (net.Con
 	ctx, end := context.WithCancel(context.Background())
 	s := &Server{
 		cfg: cfg, log: log, incus: client,
-		daemon: &daemon{cfg: cfg, log: log, client: client},
-		host:   host, jobs: newJobs(), images: newImageStore(), moves: newTransfers(log), ctx: ctx, end: end,
+		daemon:    &daemon{cfg: cfg, log: log, client: client},
+		agreeWait: agreeWait,
+		host:      host, jobs: newJobs(), images: newImageStore(), moves: newTransfers(log), ctx: ctx, end: end,
 	}
 	s.states, s.left = newStates(s), newLeftovers(s)
 	return s, nil
@@ -221,8 +224,15 @@ func (s *Server) settled(ctx context.Context, name string) (incus.Instance, erro
 		if err != nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		if err != nil || i.Status != incus.Unknown && (s.states.agrees(i) || time.Since(begun) > agreeWait) {
+		switch late := time.Since(begun) > s.agreeWait; {
+		case err != nil:
 			return i, err
+		case i.Status == incus.Unknown:
+		case s.states.agrees(i):
+			return i, nil
+		case late:
+			s.states.believe(i)
+			return i, nil
 		}
 		select {
 		case <-again.C:

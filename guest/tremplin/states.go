@@ -117,7 +117,7 @@ func (t *states) reconcile(ctx context.Context) error {
 
 func (t *states) happened(l incus.Lifecycle) {
 	switch l.Action {
-	case "instance-started":
+	case "instance-started", "instance-restarted":
 		t.started(l.Instance)
 	case "instance-stopped", "instance-shutdown":
 		if t.forget(l.Instance) {
@@ -150,6 +150,16 @@ func (t *states) agrees(i incus.Instance) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return !t.known || t.running[i.Name] == (i.Status != incus.Stopped)
+}
+
+// believe makes an answer of Incus what is known: its events have not told of it
+// for so long that they will not.
+func (t *states) believe(i incus.Instance) {
+	if i.Status != incus.Stopped {
+		t.started(i.Name)
+	} else if t.forget(i.Name) {
+		t.tell(i.Name)
+	}
 }
 
 func (t *states) tell(name string) {

@@ -56,11 +56,7 @@ func TestContainersOutliveIncus(t *testing.T) {
 // then says that it runs.
 func TestAStartWaitsForTheEndOfAStop(t *testing.T) {
 	f, s, host := newFakeIncus(t)
-	eventually(t, "its events are followed", func() bool {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return len(f.events) > 0 && f.lists > 0
-	})
+	eventually(t, "its events are followed", s.states.areKnown)
 	f.set(func() { f.status["penguin"], f.busy = incus.Running, 2 })
 	f.happens("instance-started", "penguin")
 	eventually(t, "it runs", func() bool { return slices.Equal(s.states.list(), []string{"penguin"}) })
@@ -88,6 +84,21 @@ func TestAStartWaitsForTheEndOfAStop(t *testing.T) {
 	if host.has("FAILED") {
 		t.Errorf("the host heard %q", host.heard())
 	}
+}
+
+// What Incus' events do not tell is found out by who asks.
+func TestAnEndWithoutAnEvent(t *testing.T) {
+	f, s, host := newFakeIncus(t)
+	s.agreeWait = 0
+	eventually(t, "its events are followed", s.states.areKnown)
+	for _, status := range []string{incus.Running, incus.Stopped} {
+		f.set(func() { f.status["penguin"] = status })
+		r, err := s.GetContainerInfo(t.Context(), &pb.GetContainerInfoRequest{ContainerName: "penguin"})
+		if runs := len(s.states.list()) > 0; err != nil || runs != (status == incus.Running) {
+			t.Errorf("%s: what runs is %q; %v, %v", status, s.states.list(), r, err)
+		}
+	}
+	eventually(t, "the host hears of it", func() bool { return host.has("penguin has stopped") })
 }
 
 // While its monitor does not answer, nobody is told that a container is
@@ -145,4 +156,10 @@ func TestLeftoversAreRemovedLater(t *testing.T) {
 		defer s.left.mu.Unlock()
 		return len(s.left.all) == 0
 	})
+}
+
+func (t *states) areKnown() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.known
 }

@@ -22,7 +22,7 @@ const (
 
 // limits of what all containers of one VM say. Each has an agent with one
 // connection, and programs that open something have one for a moment.
-var limits = wire.Limits{Connections: 64, Calls: 32, Message: 4 << 20, Fields: 1 << 18, Memory: 16 << 20,
+var limits = wire.Limits{Connections: 64, Calls: 32, Message: 4 << 20, Fields: 1 << 18, Memory: 24 << 20,
 	Timeout: time.Minute, Idle: 2 * time.Minute,
 	Patient: []string{"SelectFile"}} // a person answers it
 

@@ -80,6 +80,7 @@ func TestAnswersAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A call has ended for the client a moment before it has for the server.
 	s := wire.Serve(l, "test", wire.Limits{Connections: 1, Calls: 2, Message: 1 << 20, Fields: 10, Timeout: patience}, slog.New(slog.DiscardHandler),
 		func(g *grpc.Server) { pb.RegisterCrashListenerServer(g, chatty{}) })
 	defer s.Close()

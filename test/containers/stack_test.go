@@ -61,7 +61,7 @@ func newStack(t *testing.T) *stack {
 		}
 		bed.Close()
 	})
-	s.setZone("Europe/Paris")
+	s.setZone("Asia/Tokyo")
 	s.startConcierge()
 	s.startCicerone()
 	s.conn, err = bed.Dial(t.Context(), testbed.Alice)
