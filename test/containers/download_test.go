@@ -46,10 +46,19 @@ func (s *stack) download(name, server string) {
 	}
 }
 
-// creation waits for the end of one.
+// creation waits for the end of one; others may end before it.
 func (s *stack) creation(name string) *created {
 	s.t.Helper()
-	return await(s.ear, func(m *created) bool { return m.ContainerName == name })
+	for s.creations[name] == nil {
+		m := await[*created](s.ear, nil)
+		if s.creations[m.ContainerName] != nil {
+			s.t.Errorf("a second end: %v", m)
+		}
+		s.creations[m.ContainerName] = m
+	}
+	end := s.creations[name]
+	delete(s.creations, name)
+	return end
 }
 
 // nothingHalfMade checks what Incus has: the named containers, and no image but
@@ -113,8 +122,8 @@ func TestDownloads(t *testing.T) {
 		t.Errorf("the one that is deleted meanwhile: %v, %v", end, &del)
 	}
 	s.nothingHalfMade("files", container, "slow")
-	if more := all[*created](s.ear); len(more) > 0 {
-		t.Errorf("a second end: %v", more)
+	if more := all[*created](s.ear); len(more) > 0 || len(s.creations) > 0 {
+		t.Errorf("a second end: %v, %v", more, s.creations)
 	}
 	s.resetDatabase()
 	s.tremplinKilled()

@@ -39,6 +39,7 @@ type stack struct {
 	concierge, cicerone *testbed.Daemon
 	conn                *godbus.Conn
 	ear                 *ear
+	creations           map[string]*created // ends that nobody has asked for yet
 }
 
 // newStack starts a bus and the daemons; everything ends with the test.
@@ -53,7 +54,7 @@ func newStack(t *testing.T) *stack {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stack{Bed: bed, t: t, log: log}
+	s := &stack{Bed: bed, t: t, log: log, creations: map[string]*created{}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			s.tell()

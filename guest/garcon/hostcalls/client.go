@@ -39,8 +39,11 @@ func DialHost(ctx context.Context) (net.Conn, error) {
 // used at once.
 type Client struct {
 	token string
-	conn  *grpc.ClientConn
-	host  pb.ContainerListenerClient
+	// keepUp is how often a connection is used at least: the host ends one that
+	// was idle for two minutes, and that must not look like the host's end.
+	keepUp time.Duration
+	conn   *grpc.ClientConn
+	host   pb.ContainerListenerClient
 }
 
 // New returns the client of the container with a token. It dials with the
@@ -62,7 +65,7 @@ func New(token string, dial Dialer) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a client of the host: %w", err)
 	}
-	return &Client{token: token, conn: conn, host: pb.NewContainerListenerClient(conn)}, nil
+	return &Client{token: token, keepUp: 40 * time.Second, conn: conn, host: pb.NewContainerListenerClient(conn)}, nil
 }
 
 // Close ends the connection and what waits on it.
@@ -88,9 +91,19 @@ func tell[Req, Resp any](ctx context.Context, c *Client, limit time.Duration, f 
 // WaitLost returns when there is no connection, which after a call means that
 // the host's service has ended; or when ctx is done.
 func (c *Client) WaitLost(ctx context.Context) {
-	for state := c.conn.GetState(); state == connectivity.Ready; state = c.conn.GetState() {
-		if !c.conn.WaitForStateChange(ctx, state) {
-			return
+	for state := c.conn.GetState(); state == connectivity.Ready && ctx.Err() == nil; state = c.conn.GetState() {
+		some, cancel := context.WithTimeout(ctx, c.keepUp)
+		if !c.conn.WaitForStateChange(some, state) && ctx.Err() == nil {
+			c.use(ctx)
 		}
+		cancel()
 	}
+}
+
+// use makes a call that means nothing. Whether it fails is the connection's to
+// show.
+func (c *Client) use(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	c.host.ReportMetrics(ctx, &pb.ReportMetricsRequest{Token: c.token})
 }

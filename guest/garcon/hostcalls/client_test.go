@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	pb "github.com/auberge-vm/auberge/protos/containerpb"
+	"github.com/auberge-vm/auberge/protos/vmtoolspb"
 )
 
 const testToken = "0f0e5cc5-7c1d-4c6e-a7b1-0123456789ab"
@@ -108,4 +110,72 @@ func TestToken(t *testing.T) {
 	if _, err := WaitToken(ctx, filepath.Join(t.TempDir(), "none")); err == nil || !strings.Contains(err.Error(), "no token for this container") {
 		t.Errorf("waiting in vain ends with %v", err)
 	}
+}
+
+// used is a host that counts calls which mean nothing.
+type used struct {
+	pb.UnimplementedContainerListenerServer
+	calls chan string
+}
+
+func (u used) ContainerReady(context.Context, *pb.ContainerStartupInfo) (*vmtoolspb.EmptyMessage, error) {
+	return &vmtoolspb.EmptyMessage{}, nil
+}
+
+func (u used) ReportMetrics(_ context.Context, r *pb.ReportMetricsRequest) (*pb.ReportMetricsResponse, error) {
+	u.calls <- r.Token
+	return nil, status.Error(codes.ResourceExhausted, "too many")
+}
+
+// A host ends connections that are idle: an agent that has nothing to say keeps
+// its own, since another one would mean that the host's service has gone.
+func TestAConnectionIsKeptUntilTheHostGoes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := used{calls: make(chan string)}
+	face := grpc.NewServer()
+	pb.RegisterContainerListenerServer(face, host)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		face.Serve(l)
+	}()
+	c, err := New(testToken, func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.keepUp = time.Millisecond
+	if err := c.ContainerReady(t.Context(), &pb.ContainerStartupInfo{}); err != nil {
+		t.Fatal(err)
+	}
+	lost := make(chan struct{})
+	go func() {
+		defer close(lost)
+		c.WaitLost(t.Context())
+	}()
+	for range 3 {
+		select {
+		case token := <-host.calls:
+			if token != testToken {
+				t.Errorf("the token is %q", token)
+			}
+		case <-lost:
+			t.Fatal("the connection is lost while the host is there")
+		}
+	}
+	go func() {
+		for range host.calls { // one that is under way
+		}
+	}()
+	face.Stop()
+	<-lost
+	<-served
+	close(host.calls)
 }
