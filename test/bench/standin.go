@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -192,6 +193,7 @@ func (e *extra) answer(conn *net.UnixConn) error {
 	var req struct {
 		Op   string          `json:"op"`
 		Spec json.RawMessage `json:"spec"`
+		Port uint32          `json:"port"`
 	}
 	if err := json.Unmarshal(buf[:n], &req); err != nil {
 		return err
@@ -209,6 +211,14 @@ func (e *extra) answer(conn *net.UnixConn) error {
 		ports, files := e.ports, e.endpoints
 		e.mu.Unlock()
 		return send(conn, map[string]any{"ports": ports}, files...)
+	case "dial":
+		f, err := e.dial(req.Port)
+		if err != nil {
+			return errors.Join(err, send(conn, map[string]any{"error": err.Error()}))
+		}
+		defer f.Close()
+		send(conn, map[string]any{}, f) // whoever dialled may have gone
+		return nil
 	case "console":
 		return send(conn, map[string]any{"console": []byte("no console: a stand-in\n")})
 	case "stop":
@@ -267,6 +277,19 @@ func (e *extra) launch(raw json.RawMessage) error {
 		}
 	})
 	return nil
+}
+
+// dial opens a stream to a port of the guest, as a supervisor does for the
+// service.
+func (e *extra) dial(port uint32) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c, err := vsock.DialUser(ctx, filepath.Join(e.dir, vmm.VsockSocket), vsock.Addr{VM: e.dir, Port: port})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.Conn.(*net.UnixConn).File()
 }
 
 // end ends the VM.
