@@ -27,8 +27,8 @@ func (s *stack) walls() {
 		"mount /dev/vda /mnt",
 		// The agents, which all containers have in common.
 		"touch /opt/google/cros-containers/new",
-		"mount -o remount,rw /opt/google/cros-containers && touch /opt/google/cros-containers/new",
-		"umount /opt/google/cros-containers && mount -t squashfs /dev/vdb /opt/google/cros-containers",
+		"unshare -m sh -c 'mount -o remount,rw,bind /opt/google/cros-containers; touch /opt/google/cros-containers/new'",
+		"unshare -m sh -c 'umount /opt/google/cros-containers; mount -t squashfs /dev/vdb /opt/google/cros-containers'",
 		// Settings of the kernel that have it run programs as the VM's root.
 		"echo '|/tmp/x' > /proc/sys/kernel/core_pattern",
 		"echo /tmp/x > /proc/sys/kernel/modprobe",

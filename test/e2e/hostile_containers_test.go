@@ -336,7 +336,7 @@ func (h *liar) answers(t *testing.T) {
 	}
 	h.lie("lists")
 	if n := len(names()); n < 2 || n > 65 {
-		t.Errorf("of 100,000 containers %d are listed", n)
+		t.Errorf("of 15,000 containers %d are listed", n)
 	}
 	h.lie("names")
 	if got := names(); !slices.Equal(got, []string{"good", "penguin"}) {

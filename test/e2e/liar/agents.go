@@ -132,7 +132,7 @@ func (manager) GetDebugInfo(context.Context, *tpb.GetDebugInfoRequest) (*tpb.Get
 	var b strings.Builder
 	switch lie() {
 	case "lists":
-		for i := range 100000 {
+		for i := range 15000 { // as much as an answer may have
 			fmt.Fprintf(&b, "container c%d: running\n", i)
 		}
 	case "names":
