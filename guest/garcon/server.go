@@ -3,18 +3,15 @@ package garcon
 import (
 	"context"
 	"log/slog"
-	"path"
-	"runtime/debug"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/auberge-vm/auberge/guest/garcon/ansible"
 	"github.com/auberge-vm/auberge/guest/garcon/packagekit"
 	"github.com/auberge-vm/auberge/guest/garcon/session"
 	"github.com/auberge-vm/auberge/guest/garcon/shells"
 	"github.com/auberge-vm/auberge/guest/garcon/watch"
+	"github.com/auberge-vm/auberge/guest/guard"
 	pb "github.com/auberge-vm/auberge/protos/containerpb"
 )
 
@@ -58,7 +55,7 @@ var _ pb.GarconServer = (*server)(nil)
 // register returns a grpc server with this face.
 func (s *server) register() *grpc.Server {
 	face := grpc.NewServer(
-		grpc.UnaryInterceptor(s.guard),
+		grpc.UnaryInterceptor(guard.Calls(s.log, "the container's agent has a defect, see its journal (journalctl --user -u cros-garcon)")),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxCalls),
@@ -68,22 +65,6 @@ func (s *server) register() *grpc.Server {
 	)
 	pb.RegisterGarconServer(face, s)
 	return face
-}
-
-// guard keeps a defect in one call from ending the agent, and leaves a trace
-// of every call that failed.
-func (s *server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	method := path.Base(info.FullMethod)
-	defer func() {
-		if r := recover(); r != nil {
-			s.log.Error("a call panicked", "method", method, "panic", r, "stack", string(debug.Stack()))
-			err = status.Errorf(codes.Internal, "%s: the container's agent has a defect, see its journal (journalctl --user -u cros-garcon)", method)
-		}
-		if err != nil {
-			s.log.Error("a call failed", "method", method, "err", err)
-		}
-	}()
-	return handler(ctx, req)
 }
 
 // reason is a failure as the text of a response.

@@ -5,11 +5,11 @@ import (
 	"log/slog"
 	"net"
 	"path"
-	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/auberge-vm/auberge/guest/core"
+	"github.com/auberge-vm/auberge/guest/guard"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
 	"github.com/auberge-vm/auberge/vsock"
 	"golang.org/x/sys/unix"
@@ -92,7 +92,7 @@ func dialHost(ctx context.Context, port uint32) (net.Conn, error) {
 // small calls: PID 1 shall be small.
 func (s *Server) register() *grpc.Server {
 	face := grpc.NewServer(
-		grpc.UnaryInterceptor(s.guard),
+		grpc.ChainUnaryInterceptor(guard.Calls(s.log, "the agent has a defect, see the VM's console"), unknown),
 		grpc.ReadBufferSize(4<<10),
 		grpc.WriteBufferSize(4<<10),
 		grpc.SharedWriteBuffer(true),
@@ -101,23 +101,13 @@ func (s *Server) register() *grpc.Server {
 	return face
 }
 
-// guard keeps a defect in one call from taking PID 1, and with it the VM, and
-// leaves a trace of every call that failed.
-func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	method := path.Base(info.FullMethod)
-	defer func() {
-		if r := recover(); r != nil {
-			s.log.Error("a call panicked", "method", method, "panic", r, "stack", string(debug.Stack()))
-			err = status.Errorf(codes.Internal, "%s: the agent has a defect, see the VM's console", method)
-		}
-		if status.Code(err) == codes.Unimplemented {
-			err = status.Errorf(codes.Unimplemented, "%s: this VM's agent cannot do that yet", method)
-		}
-		if err != nil {
-			s.log.Error("a call failed", "method", method, "err", err)
-		}
-	}()
-	return handler(ctx, req)
+// unknown says in words what a newer contract has and this agent has not.
+func unknown(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	resp, err := handler(ctx, req)
+	if status.Code(err) == codes.Unimplemented {
+		err = status.Errorf(codes.Unimplemented, "%s: this VM's agent cannot do that yet", path.Base(info.FullMethod))
+	}
+	return resp, err
 }
 
 // invalid refuses a request.

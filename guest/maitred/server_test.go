@@ -106,8 +106,7 @@ func TestEveryCallIsServed(t *testing.T) {
 
 // What only a newer contract has is refused in words.
 func TestUnknownCall(t *testing.T) {
-	_, server := serve(t, nil)
-	_, err := server.guard(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/vm_tools.Maitred/Fly"},
+	_, err := unknown(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/vm_tools.Maitred/Fly"},
 		func(context.Context, any) (any, error) {
 			return nil, status.Error(codes.Unimplemented, "method Fly not implemented")
 		})

@@ -6,19 +6,16 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"path"
 	"regexp"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/auberge-vm/auberge/guest/guard"
 	"github.com/auberge-vm/auberge/guest/tremplin/incus"
 	"github.com/auberge-vm/auberge/guest/tremplin/rootfs"
 	pb "github.com/auberge-vm/auberge/protos/tremplinpb"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 const (
@@ -84,7 +81,7 @@ func NewServer(cfg Config, log *slog.Logger, dial func(context.Context) (net.Con
 // context ends, and leaves Incus and the containers running.
 func (s *Server) Run(ctx context.Context, face, transfers net.Listener) error {
 	srv := grpc.NewServer(
-		grpc.UnaryInterceptor(s.guard),
+		grpc.UnaryInterceptor(guard.Calls(s.log, "the containers' agent has a defect, see the VM's log")),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxHeaderListSize(maxHeaders), grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10), grpc.SharedWriteBuffer(true),
 		grpc.WaitForHandlers(true),
@@ -153,22 +150,6 @@ func (s *Server) PowerOff(grace time.Duration) {
 	}
 	s.daemon.close()
 	s.daemon.stop(powerOffSignal, grace)
-}
-
-// guard keeps a defect in one call from ending all operations, and leaves a
-// trace of every call that failed.
-func (s *Server) guard(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	method := path.Base(info.FullMethod)
-	defer func() {
-		if r := recover(); r != nil {
-			s.log.Error("a call panicked", "method", method, "panic", r, "stack", string(debug.Stack()))
-			err = status.Errorf(codes.Internal, "%s: the containers' agent has a defect, see the VM's log", method)
-		}
-		if err != nil {
-			s.log.Error("a call failed", "method", method, "err", err)
-		}
-	}()
-	return handler(ctx, req)
 }
 
 // A container's name is one of Incus' that cannot be one of ours.
