@@ -1,0 +1,292 @@
+package cicerone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/auberge-vm/auberge/guestlink/wire"
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+// streamScheme is how tremplin is told to use a stream for a file.
+const streamScheme = "transfer:"
+
+// streamEnd is how long the two ends of a stream may differ in when they are
+// done.
+const streamEnd = time.Minute
+
+// A stream copies between a caller's file and tremplin.
+type stream struct {
+	cancel context.CancelFunc
+	copied chan struct{} // closed when err is set
+
+	mu  sync.Mutex
+	err error
+}
+
+func (s *stream) failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// maxStreams is how many files of one user's are used at a time. A regular one
+// may be on a file system of the user's own, and take for ever.
+const maxStreams = 16
+
+func (s *Service) takeStream(uid uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.streams[uid] >= maxStreams {
+		return fmt.Errorf("%d exports and imports of user %d are in progress, the most that may", maxStreams, uid)
+	}
+	s.streams[uid]++
+	return nil
+}
+
+func (s *Service) giveStream(uid uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.streams[uid]--; s.streams[uid] == 0 {
+		delete(s.streams, uid)
+	}
+}
+
+// A callersFile is the caller's file while it is used here. A pipe or socket
+// does not block meanwhile, so that waiting for it can be given up.
+type callersFile struct {
+	*os.File
+	// blocking: it did before, which is to be so again, as the caller shares
+	// this.
+	blocking bool
+	// used: it is closed by the goroutine that copies.
+	used   bool
+	closed func()
+}
+
+func (f *callersFile) Close() error {
+	if f.blocking {
+		if raw, err := f.SyscallConn(); err == nil {
+			raw.Control(func(fd uintptr) { syscall.SetNonblock(int(fd), false) })
+		}
+	}
+	err := f.File.Close()
+	if f.closed != nil {
+		f.closed()
+	}
+	return err
+}
+
+// ownFile returns a descriptor of the caller's file that outlives the call.
+func ownFile(f *os.File) (own *os.File, blocking bool, err error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, false, fmt.Errorf("keep the file: %w", err)
+	}
+	var st unix.Stat_t
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err == nil {
+		err = unix.Fstat(fd, &st)
+	}
+	if err == nil {
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+		case unix.S_IFIFO, unix.S_IFSOCK:
+			blocking = flags&unix.O_NONBLOCK == 0
+			err = unix.SetNonblock(fd, true)
+		default:
+			err = fmt.Errorf("%w: it must be a regular file, a pipe or a socket", ErrInvalid)
+		}
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, false, fmt.Errorf("use the file: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "the caller's file"), blocking, nil
+}
+
+// openStream makes a stream to tremplin and returns what begins to copy; that
+// must be called, with nil to give up.
+func (v *vm) openStream(ctx context.Context, id string, kind opKind, f *callersFile) (func(*operation) *stream, error) {
+	dial, cancel := context.WithTimeout(ctx, 2*connectTimeout)
+	defer cancel()
+	c, err := v.s.cfg.Concierge.Dial(dial, v.info.CID, vsock.PortTransfer)
+	if err != nil {
+		return nil, fmt.Errorf("open a stream to the VM: %w", err)
+	}
+	stop := context.AfterFunc(dial, func() { c.SetDeadline(time.Unix(1, 0)) })
+	err = vsock.WriteFrame(c, []byte(id))
+	var answer []byte
+	if err == nil {
+		answer, err = vsock.ReadFrame(c, 64)
+	}
+	if err == nil && string(answer) != "ready" {
+		err = fmt.Errorf("the guest answers %q", wire.Text(string(answer), 64))
+	}
+	if !stop() && err == nil {
+		err = dial.Err()
+	}
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("open a stream to the VM: %w", err)
+	}
+	return func(o *operation) *stream {
+		if o == nil {
+			c.Close()
+			return nil
+		}
+		ctx, cancel := context.WithCancel(v.ctx)
+		st := &stream{cancel: cancel, copied: make(chan struct{})}
+		run := func() {
+			defer cancel()
+			defer f.Close()
+			defer c.Close()
+			stop := context.AfterFunc(ctx, func() {
+				c.SetDeadline(time.Unix(1, 0))
+				f.SetDeadline(time.Unix(1, 0)) // no error matters: a regular file takes no time
+			})
+			defer stop()
+			err := copyStream(kind, c, f.File)
+			if ctx.Err() != nil {
+				err = errors.New("given up")
+			}
+			st.mu.Lock()
+			st.err = err
+			st.mu.Unlock()
+			close(st.copied)
+			if err != nil && ctx.Err() == nil {
+				v.streamFailed(o, err)
+			}
+		}
+		if f.used = v.s.beginLocked(run); !f.used {
+			c.Close()
+			cancel()
+			st.err = errClosed
+			close(st.copied)
+		}
+		return st
+	}, nil
+}
+
+// fileError is one of the caller's file.
+type fileError struct{ error }
+
+func (e fileError) Unwrap() error { return e.error }
+
+// copyStream copies until the end of the data, and says at which end it
+// failed.
+func copyStream(kind opKind, c io.ReadWriter, f *os.File) error {
+	buf := make([]byte, vsock.MaxFrame)
+	if kind == opExport {
+		_, err := io.CopyBuffer(ownWriter{f}, struct{ io.Reader }{vsock.NewFrameReader(c)}, buf)
+		if err == nil {
+			err = syncFile(f)
+		}
+		return explainStream(err, "write the container to the file")
+	}
+	w := vsock.NewFrameWriter(c)
+	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, ownReader{f}, buf); err != nil {
+		return explainStream(err, "read the container from the file") // without the end, the guest knows
+	}
+	return explainStream(w.Close(), "")
+}
+
+// syncFile brings a regular file to the disk: what was exported is often all
+// that is left.
+func syncFile(f *os.File) error {
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil
+	}
+	if err := f.Sync(); err != nil {
+		return fileError{err}
+	}
+	return nil
+}
+
+func explainStream(err error, what string) error {
+	var own fileError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &own):
+		return fmt.Errorf("%s: %w", what, own)
+	}
+	return fmt.Errorf("the stream with the VM broke: %w", err)
+}
+
+type ownWriter struct{ f *os.File }
+
+func (w ownWriter) Write(p []byte) (int, error) {
+	n, err := w.f.Write(p)
+	if err != nil {
+		err = fileError{err}
+	}
+	return n, err
+}
+
+type ownReader struct{ f *os.File }
+
+func (r ownReader) Read(p []byte) (int, error) {
+	n, err := r.f.Read(p)
+	if err != nil && err != io.EOF {
+		err = fileError{err}
+	}
+	return n, err
+}
+
+// streamFailed gives tremplin a moment to say itself why, unless it was the
+// caller's file, and ends the operation then.
+func (v *vm) streamFailed(o *operation, err error) {
+	var own fileError
+	if !errors.As(err, &own) {
+		t := time.NewTimer(2 * connectTimeout)
+		defer t.Stop()
+		select {
+		case <-o.done:
+			return
+		case <-t.C:
+		case <-v.ctx.Done():
+			return
+		}
+	}
+	v.fail(o, err)
+	ctx, cancel := context.WithTimeout(v.ctx, callTimeout)
+	defer cancel()
+	v.cancelTransfer(ctx, o.kind, o.container)
+}
+
+// finishStream ends an operation that tremplin says is done when the caller's
+// file has everything too.
+func (v *vm) finishStream(o *operation, signal string, sig proto.Message) {
+	t := time.NewTimer(streamEnd)
+	defer t.Stop()
+	select {
+	case <-o.stream.copied:
+	case <-o.done:
+		return
+	case <-v.ctx.Done():
+		return
+	case <-t.C:
+		v.fail(o, errors.New("the VM says that it is done, and the stream does not end"))
+		return
+	}
+	if err := o.stream.failed(); err != nil {
+		v.fail(o, err)
+		return
+	}
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	if o.kind == opImport {
+		v.named(o.container)
+	}
+	v.endOp(o, nil, signal, sig)
+}
