@@ -251,6 +251,8 @@ func (s *stack) afterwards() {
 	s.t.Helper()
 	t := s.t
 	s.startVM()
+	// Its agent has reported again to each daemon that was started anew.
+	all[*ciceronepb.ContainerStartedSignal](s.ear)
 	s.startContainer()
 	s.installSlow("again")
 	if end := ended[*installing](s); end.CommandUuid != "again" || end.Status != ciceronepb.InstallLinuxPackageProgressSignal_SUCCEEDED {
