@@ -166,15 +166,17 @@ func (s *stack) packageKit() {
 		}
 	}
 
-	// PackageKit killed in the middle.
-	resp = s.install(&ciceronepb.InstallLinuxPackageRequest{FilePath: "/srv/archive/au-leaf.deb", CommandUuid: "killed"})
+	// PackageKit killed, and dpkg with it, in the middle of a package; what
+	// that leaves is in nobody's way.
+	s.root(stuckPackage)
+	resp = s.install(&ciceronepb.InstallLinuxPackageRequest{FilePath: "/srv/au-stuck.deb", CommandUuid: "killed"})
 	if resp.Status != ciceronepb.InstallLinuxPackageResponse_STARTED {
 		t.Fatalf("InstallLinuxPackage: %v", resp)
 	}
-	s.root("systemctl kill --signal=KILL packagekit.service || true")
-	end, _ = s.installed("killed") // it may have been done by then
-	t.Logf("PackageKit killed: %v", end)
-	s.root("dpkg --configure -a >/dev/null 2>&1 || true; rm -f /usr/share/au-leaf/data")
+	s.root("until [ -e /run/stands ]; do sleep 0.2; done; systemctl kill --signal=KILL packagekit.service; rm /run/stuck")
+	if end, _ = s.installed("killed"); end.Status != ciceronepb.InstallLinuxPackageProgressSignal_FAILED {
+		t.Errorf("an installation of which PackageKit is killed: %v", end)
+	}
 	resp = s.install(&ciceronepb.InstallLinuxPackageRequest{FilePath: "/srv/archive/au-top.deb", CommandUuid: "after"})
 	if resp.Status != ciceronepb.InstallLinuxPackageResponse_STARTED {
 		t.Fatalf("InstallLinuxPackage after PackageKit was killed: %v", resp)
@@ -182,7 +184,21 @@ func (s *stack) packageKit() {
 	if end, _ := s.installed("after"); end.Status != ciceronepb.InstallLinuxPackageProgressSignal_SUCCEEDED {
 		t.Errorf("the installation after PackageKit was killed: %v", end)
 	}
+	if got := s.shell("dpkg-query -W -f '${db:Status-Status}' au-stuck"); got != "installed" {
+		t.Errorf("the package in the middle of which dpkg was killed is %q", got)
+	}
 }
+
+// stuckPackage makes a package that stands still where dpkg is about to be done
+// with it, for as long as there is a file.
+const stuckPackage = `
+mkdir -p /srv/s/DEBIAN
+printf 'Package: au-stuck\nVersion: 1\nArchitecture: all\nMaintainer: A <a@localhost>\nDescription: stuck\n' >/srv/s/DEBIAN/control
+printf '#!/bin/sh\n[ ! -e /run/stuck ] || { touch /run/stands; sleep 1000; }\n' >/srv/s/DEBIAN/postinst
+chmod 755 /srv/s/DEBIAN/postinst
+touch /run/stuck
+dpkg-deb --root-owner-group --build /srv/s /srv/au-stuck.deb >/dev/null
+`
 
 // What else the agent does, and its end and return.
 func (s *stack) agent() {
