@@ -19,41 +19,35 @@ type (
 	imported = ciceronepb.ImportLxdContainerProgressSignal
 )
 
-// rootOfContainer is where the VM has the container's files.
-const rootOfContainer = "/mnt/stateful/incus/storage-pools/default/containers/" + container + "/rootfs"
-
-// archives writes the container to files, replaces and deletes it, and gets it
-// back.
+// archives writes the container to a file, deletes it, and gets it back.
 func (s *stack) archives() {
 	s.t.Helper()
-	s.shell("echo 'kept here' >kept; ln kept again")
+	s.keep()
 	dir := filepath.Join(s.Home(testbed.Alice), "archives")
 	s.run("mkdir", dir)
 	file := filepath.Join(dir, "penguin.tar.gz")
 	s.interrupted(dir, file)
 	s.run("vmc", "export-container", vm, container, file)
-
-	// One that runs is not replaced, and one that does not is.
 	if out, code := s.ends(nil, "vmc", "import-container", vm, container, file); code != 1 || !strings.Contains(out, "stop it") {
 		s.t.Errorf("an import over a container that runs: code %d, %s", code, out)
 	}
 	s.run("vmc", "stop-container", vm, container)
-	s.vmRoot("echo lost >" + rootOfContainer + "/home/alice/kept")
-	s.run("vmc", "import-container", vm, container, file)
-	s.kept()
-
-	// The same by a path in the VM, after it was deleted.
-	s.exportInVM()
 	s.run("vmc", "delete-container", vm, container, "--yes")
-	s.importInVM("p.tar.gz")
-	s.kept()
+	s.run("vmc", "import-container", vm, container, file)
+	s.kept(container)
 	s.run("vmc", "start-container", vm, container)
-	if got := s.shell("cat kept; hello-clients"); got != "kept here\nhello" {
+	if got := s.shell("cat kept; cat /etc/hostname; hello-clients"); got != "kept here\n"+container+"\nhello" {
 		s.t.Errorf("after all: %q", got)
 	}
 	s.badArchives()
 	s.vmRoot("rm -r /mnt/stateful/transfer")
 	s.nothingHalfMade(container)
+}
+
+// keep leaves something in the container for kept.
+func (s *stack) keep() {
+	s.t.Helper()
+	s.shell("echo 'kept here' >kept; ln kept again")
 }
 
 // interrupted begins an export and interrupts it, which leaves nothing.
@@ -87,11 +81,12 @@ func (s *stack) interrupted(dir, file string) {
 	}
 }
 
-// kept looks for what an archive has to keep: content, owners, names, modes.
-func (s *stack) kept() {
+// kept looks in what came back for what an archive has to keep: content,
+// owners, names, modes.
+func (s *stack) kept(name string) {
 	s.t.Helper()
-	if got := s.vmRoot("cd " + rootOfContainer + "; cat home/alice/kept; stat -c '%u:%g %h' home/alice/again; stat -c %A usr/bin/sudo; cat etc/hostname"); got != "kept here\n1000:1000 2\n-rwsr-xr-x\n"+container {
-		s.t.Errorf("the container came back with %q", got)
+	if got := s.vmRoot("cd /mnt/stateful/incus/storage-pools/default/containers/" + name + "/rootfs; cat home/alice/kept; stat -c '%u:%g %h' home/alice/again; stat -c %A usr/bin/sudo"); got != "kept here\n1000:1000 2\n-rwsr-xr-x" {
+		s.t.Errorf("%s came back with %q", name, got)
 	}
 }
 
@@ -139,24 +134,24 @@ func (s *stack) importEnd() *imported {
 	})
 }
 
-// importInVM imports the container from a file in the VM, after a first try
-// that is cancelled.
-func (s *stack) importInVM(path string) {
+// importInVM imports from a file in the VM, over a container that is there, after
+// a first try that is cancelled and leaves it as it is.
+func (s *stack) importInVM(name, path string) {
 	s.t.Helper()
-	s.beginImport(container, path)
+	s.beginImport(name, path)
 	await(s.ear, func(m *imported) bool {
 		return m.Status == ciceronepb.ImportLxdContainerProgressSignal_IMPORTING_UPLOAD
 	})
 	var cancel ciceronepb.CancelImportLxdContainerResponse
-	s.must("CancelImportLxdContainer", &ciceronepb.CancelImportLxdContainerRequest{VmName: vm, InProgressContainerName: container}, &cancel)
+	s.must("CancelImportLxdContainer", &ciceronepb.CancelImportLxdContainerRequest{VmName: vm, InProgressContainerName: name}, &cancel)
 	if end := s.importEnd(); cancel.Status != ciceronepb.CancelImportLxdContainerResponse_CANCEL_QUEUED || end.Status != ciceronepb.ImportLxdContainerProgressSignal_CANCELLED {
 		s.t.Errorf("a cancelled import: %v, %v", &cancel, end)
 	}
-	s.nothingHalfMade()
-	s.beginImport(container, path)
+	s.beginImport(name, path)
 	if end := s.importEnd(); end.Status != ciceronepb.ImportLxdContainerProgressSignal_DONE {
 		s.t.Fatalf("the import in the VM ends with %v", end)
 	}
+	s.kept(name)
 }
 
 // badArchives are not imported, and leave nothing.

@@ -150,7 +150,7 @@ func (s *stack) alive(after string) {
 // What dies in the middle of something long ends that with one signal, and the
 // next try works.
 func TestFaults(t *testing.T) {
-	t.Parallel()
+	beside(t, &secondLane)
 	s := preparedStack(t)
 
 	// A container that switches itself off is started at once. Its agent goes
@@ -258,10 +258,10 @@ func (s *stack) afterwards() {
 	if end := ended[*installing](s); end.CommandUuid != "again" || end.Status != ciceronepb.InstallLinuxPackageProgressSignal_SUCCEEDED {
 		t.Errorf("the installation after all: %v", end)
 	}
-	s.serve()
-	s.download("third", "8000/fast")
-	if end := s.creation("third"); end.Status != ciceronepb.LxdContainerCreatedSignal_CREATED {
-		t.Errorf("the creation after all: %v", end)
+	var made ciceronepb.CreateLxdContainerResponse
+	s.must("CreateLxdContainer", &ciceronepb.CreateLxdContainerRequest{VmName: vm, ContainerName: "third"}, &made)
+	if end := s.creation("third"); made.Status != ciceronepb.CreateLxdContainerResponse_CREATING || end.Status != ciceronepb.LxdContainerCreatedSignal_CREATED {
+		t.Errorf("the creation after all: %v, %v", &made, end)
 	}
 	var resp ciceronepb.StartLxdContainerResponse
 	s.must("StartLxdContainer", &ciceronepb.StartLxdContainerRequest{VmName: vm, ContainerName: "second"}, &resp)
@@ -269,18 +269,11 @@ func (s *stack) afterwards() {
 		t.Errorf("the start after all: %v", &resp)
 	}
 	// What goes out comes in again.
-	r, w := s.pipe()
-	s.move("ExportContainer", container, w)
-	w.Close()
-	s.move("ImportContainer", "fourth", r)
-	if end := ended[*exporting](s); end.ContainerName != container || end.Status != ciceronepb.ExportLxdContainerProgressSignal_DONE {
-		t.Errorf("the export after all: %v", end)
-	}
-	if end := ended[*importing](s); end.ContainerName != "fourth" || end.Status != ciceronepb.ImportLxdContainerProgressSignal_DONE {
-		t.Errorf("the import after all: %v", end)
-	}
+	s.keep()
+	s.exportInVM()
+	s.importInVM("third", "p.tar.gz")
 	// The image that came with the import goes when nobody needs it any more.
 	s.vmRoot(`until [ "$(incus image list --format csv </dev/null 2>/dev/null | wc -l)" = 1 ]; do sleep 0.5; done`)
-	s.nothingHalfMade("fourth", container, "second", "third")
+	s.nothingHalfMade(container, "second", "third")
 	s.alive("all of it")
 }

@@ -7,6 +7,7 @@ package containers
 import (
 	"fmt"
 	"os"
+	"sync"
 	"testing"
 
 	"github.com/auberge-vm/auberge/test/testbed"
@@ -25,4 +26,15 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
+}
+
+// Two VMs are as many as the machine has processors for; the lanes take about
+// the same time.
+var firstLane, secondLane sync.Mutex
+
+// beside runs a test beside those of the other lane.
+func beside(t *testing.T, lane *sync.Mutex) {
+	t.Parallel()
+	lane.Lock()
+	t.Cleanup(lane.Unlock) // after all of the test's own
 }
