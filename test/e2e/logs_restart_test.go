@@ -22,8 +22,10 @@ func TestGuestLogsOverRestarts(t *testing.T) {
 	alice.start(&pb.StartVmRequest{Name: "x"})
 	const lines = 200
 	// In a session of its own: the service that the shell came through ends.
-	alice.rootShell("x", fmt.Sprintf(`setsid sh -c 'for i in $(seq %d); do
-		echo "<3>kernel line $i" > /dev/kmsg; echo "line $i"; sleep 0.02; done | logger -p user.err -t mine' >/dev/null 2>&1 </dev/null &`, lines))
+	// The shell ends when it has one, before which its end would take it along.
+	alice.rootShell("x", fmt.Sprintf(`setsid sh -c 'touch /run/begun; for i in $(seq %d); do
+		echo "<3>kernel line $i" > /dev/kmsg; echo "line $i"; sleep 0.02; done | logger -p user.err -t mine' >/dev/null 2>&1 </dev/null &
+		until [ -e /run/begun ]; do sleep 0.05; done`, lines))
 	for i, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL} {
 		sc := alice.openLogs("x", map[string]godbus.Variant{"follow": godbus.MakeVariant(true)})
 		scanTo(t, sc, fmt.Sprintf(" mine: line %d", 20*(i+1)))

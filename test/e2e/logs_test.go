@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -40,8 +41,14 @@ func (c *client) openLogs(vm string, options map[string]godbus.Variant) *bufio.S
 	if err := c.own("OpenVmLogs", vm, "", options).Store(&fd); err != nil {
 		c.t.Fatal(err)
 	}
+	if err := unix.SetNonblock(int(fd), true); err != nil {
+		c.t.Fatal(err)
+	}
 	f := os.NewFile(uintptr(fd), "log")
 	c.t.Cleanup(func() { f.Close() })
+	if err := f.SetReadDeadline(time.Now().Add(patience)); err != nil { // lines that never come
+		c.t.Fatal(err)
+	}
 	return bufio.NewScanner(f)
 }
 
