@@ -7,6 +7,7 @@ import (
 	"net"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/auberge-vm/auberge/guest/core"
@@ -37,11 +38,14 @@ const (
 // itself only when the host begins or ceases to take them: its own lines are
 // in the kernel's log too.
 type logShipper struct {
-	log    *slog.Logger
-	dial   func(context.Context) (net.Conn, error)
-	delay  time.Duration
-	kernel *logQueue
-	user   *logQueue
+	log  *slog.Logger
+	dial func(context.Context) (net.Conn, error)
+	// line is the connection that dial has made last.
+	line    atomic.Pointer[net.Conn]
+	delay   time.Duration
+	attempt time.Duration
+	kernel  *logQueue
+	user    *logQueue
 
 	mu      sync.Mutex
 	sources []*core.LogSource
@@ -56,7 +60,7 @@ type logShipper struct {
 }
 
 func newLogShipper(log *slog.Logger) *logShipper {
-	s := &logShipper{log: log, delay: logDelay, kernel: newLogQueue(), user: newLogQueue(),
+	s := &logShipper{log: log, delay: logDelay, attempt: logAttempt, kernel: newLogQueue(), user: newLogQueue(),
 		dial: func(ctx context.Context) (net.Conn, error) { return vsock.DialHost(ctx, vsock.PortLogCollector) }}
 	s.ended, s.endNow = context.WithCancel(context.Background())
 	s.late, s.lateNow = context.WithCancel(context.Background())
@@ -93,7 +97,13 @@ func (s *logShipper) send() error {
 			Backoff:           backoff.Config{BaseDelay: logPauseMin, Multiplier: 2, MaxDelay: logPauseMax},
 			MinConnectTimeout: logAttempt,
 		}),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.dial(ctx) }))
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			c, err := s.dial(ctx)
+			if err == nil {
+				s.line.Store(&c)
+			}
+			return c, err
+		}))
 	if err != nil {
 		return err
 	}
@@ -175,7 +185,7 @@ func (s *logStream) run() {
 // that there is no time left.
 func (s *logStream) deliver(batch []core.LogLine) bool {
 	for pause := logPauseMin; ; pause = min(2*pause, logPauseMax) {
-		ctx, cancel := context.WithTimeout(s.late, logAttempt)
+		ctx, cancel := context.WithTimeout(s.late, s.attempt)
 		_, err := s.call(ctx, logRequest(batch))
 		cancel()
 		if s.late.Err() != nil {
@@ -185,6 +195,12 @@ func (s *logStream) deliver(batch []core.LogLine) bool {
 		switch status.Code(err) {
 		case codes.OK, codes.InvalidArgument, codes.Unimplemented:
 			return true
+		case codes.DeadlineExceeded:
+			// The host's end may be gone without the guest's having been told,
+			// as when the service is killed. Another connection will show.
+			if c := s.line.Load(); c != nil {
+				(*c).Close()
+			}
 		}
 		wait := time.NewTimer(pause)
 		select {

@@ -227,3 +227,43 @@ func TestLogsAtTheEnd(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// mute is a host's end of which the guest was not told that it is gone.
+type mute struct{ pb.UnimplementedLogCollectorServer }
+
+func (mute) CollectUserLogs(ctx context.Context, _ *pb.LogRequest) (*pb.EmptyMessage, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestLogsLeaveAConnectionThatIsDead(t *testing.T) {
+	c := &collector{}
+	s, listen := shipTo(t, c, slog.New(slog.DiscardHandler))
+	s.attempt = 100 * time.Millisecond
+	listen()
+	dead := bufconn.Listen(64 << 10)
+	face := grpc.NewServer()
+	pb.RegisterLogCollectorServer(face, mute{})
+	done := make(chan error, 1)
+	go func() { done <- face.Serve(dead) }()
+	t.Cleanup(func() { face.Stop(); <-done })
+	dial, dials := s.dial, 0
+	s.dial = func(ctx context.Context) (net.Conn, error) {
+		if dials++; dials == 1 {
+			return dead.DialContext(ctx)
+		}
+		return dial(ctx)
+	}
+	if err := s.send(); err != nil {
+		t.Fatal(err)
+	}
+	s.user.push(line(3, "a"))
+	select {
+	case r := <-c.user:
+		if got := texts(r); got != "4 a" {
+			t.Errorf("%q", got)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("nothing comes")
+	}
+}
