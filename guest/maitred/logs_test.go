@@ -229,7 +229,9 @@ func TestLogsAtTheEnd(t *testing.T) {
 }
 
 // mute is a host's end of which the guest was not told that it is gone.
-type mute struct{ pb.UnimplementedLogCollectorServer }
+type mute struct {
+	pb.UnimplementedLogCollectorServer
+}
 
 func (mute) CollectUserLogs(ctx context.Context, _ *pb.LogRequest) (*pb.EmptyMessage, error) {
 	<-ctx.Done()
