@@ -25,12 +25,14 @@ func (s *Server) ExportContainer(ctx context.Context, req *pb.ExportContainerReq
 	failed := func(err error) (*pb.ExportContainerResponse, error) {
 		return &pb.ExportContainerResponse{Status: pb.ExportContainerResponse_FAILED, FailureReason: clip(err.Error())}, nil
 	}
-	i, _, err := s.find(ctx, name)
+	// First of all, so that a stream that is refused is closed.
+	out, err := s.sink(req.ExportPath)
 	if err != nil {
 		return failed(err)
 	}
-	out, err := s.sink(req.ExportPath)
+	i, _, err := s.find(ctx, name)
 	if err != nil {
+		out.abandon()
 		return failed(err)
 	}
 	err = s.jobs.run(name, jobExport, func(ctx context.Context) {

@@ -25,6 +25,11 @@ func (s *Server) ImportContainer(ctx context.Context, req *pb.ImportContainerReq
 	failed := func(err error) (*pb.ImportContainerResponse, error) {
 		return &pb.ImportContainerResponse{Status: pb.ImportContainerResponse_FAILED, FailureReason: clip(err.Error())}, nil
 	}
+	// First of all, so that a stream that is refused is closed.
+	from, err := s.origin(req.ImportPath)
+	if err != nil {
+		return failed(err)
+	}
 	i, missing, err := s.find(ctx, name)
 	switch {
 	case err == nil:
@@ -33,10 +38,7 @@ func (s *Server) ImportContainer(ctx context.Context, req *pb.ImportContainerReq
 		err = nil
 	}
 	if err != nil {
-		return failed(err)
-	}
-	from, err := s.origin(req.ImportPath)
-	if err != nil {
+		from.close()
 		return failed(err)
 	}
 	err = s.jobs.run(name, jobImport, func(ctx context.Context) {

@@ -22,14 +22,17 @@ const restartWait = time.Minute
 
 // lxd is how far the start of Incus is.
 type lxd struct {
+	start func(ctx context.Context, reset bool) error
+
 	mu       sync.Mutex
 	starting *lxdStart
 	started  bool
 }
 
 type lxdStart struct {
-	done chan struct{}
-	err  error // once done is closed
+	reset bool // the database is to go, which somebody may want only later
+	done  chan struct{}
+	err   error // once done is closed
 }
 
 // StartLxd starts Incus in the background.
@@ -44,21 +47,26 @@ func (s *Server) beginLxd(reset bool) (*lxdStart, pb.StartLxdResponse_Status) {
 	defer s.lxd.mu.Unlock()
 	switch {
 	case s.lxd.starting != nil:
+		s.lxd.starting.reset = s.lxd.starting.reset || reset
 		return s.lxd.starting, pb.StartLxdResponse_STARTING
 	case s.lxd.started && !reset:
 		return nil, pb.StartLxdResponse_ALREADY_RUNNING
 	}
-	start := &lxdStart{done: make(chan struct{})}
+	start := &lxdStart{reset: reset, done: make(chan struct{})}
 	s.lxd.starting, s.lxd.started = start, false
 	s.host.startLxd(pb.StartLxdProgress_STARTING, "")
 	s.running.Go(func() {
 		begun := time.Now()
-		ctx, cancel := context.WithTimeout(s.ctx, startWait)
-		defer cancel()
-		start.err = s.startIncus(ctx, reset)
-		s.lxd.mu.Lock()
-		s.lxd.starting, s.lxd.started = nil, start.err == nil
-		s.lxd.mu.Unlock()
+		for again := true; again; {
+			start.err = s.tryLxd(reset)
+			s.lxd.mu.Lock()
+			if again = start.reset && !reset; again {
+				reset = true
+			} else {
+				s.lxd.starting, s.lxd.started = nil, start.err == nil
+			}
+			s.lxd.mu.Unlock()
+		}
 		if start.err != nil {
 			s.log.Error("Incus did not start", "err", start.err)
 			s.host.startLxd(pb.StartLxdProgress_FAILED, start.err.Error())
@@ -70,6 +78,12 @@ func (s *Server) beginLxd(reset bool) (*lxdStart, pb.StartLxdResponse_Status) {
 		close(start.done)
 	})
 	return start, pb.StartLxdResponse_STARTING
+}
+
+func (s *Server) tryLxd(reset bool) error {
+	ctx, cancel := context.WithTimeout(s.ctx, startWait)
+	defer cancel()
+	return s.lxd.start(ctx, reset)
 }
 
 // ensureLxd returns when Incus is there, which it starts when it must.

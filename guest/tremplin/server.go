@@ -73,7 +73,7 @@ func NewServer(cfg Config, log *slog.Logger, dial func(context.Context) (net.Con
 		agreeWait: agreeWait,
 		host:      host, jobs: newJobs(), images: newImageStore(), moves: newTransfers(log), ctx: ctx, end: end,
 	}
-	s.states, s.left = newStates(s), newLeftovers(s)
+	s.states, s.left, s.lxd.start = newStates(s), newLeftovers(s), s.startIncus
 	return s, nil
 }
 

@@ -227,6 +227,10 @@ func (l *listener) UpdateStartStatus(_ context.Context, p *pb.ContainerStartProg
 	return l.hear(p.ContainerName + " " + p.Status.String())
 }
 
+func (l *listener) UpdateStartLxdStatus(_ context.Context, p *pb.StartLxdProgress) (*pb.EmptyMessage, error) {
+	return l.hear("lxd " + p.Status.String())
+}
+
 func (l *listener) heard() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
