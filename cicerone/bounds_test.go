@@ -1,7 +1,6 @@
 package cicerone_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +23,7 @@ import (
 	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
 	cpb "github.com/auberge-vm/auberge/protos/containerpb"
 	tpb "github.com/auberge-vm/auberge/protos/tremplinpb"
+	"github.com/auberge-vm/auberge/test/syncbuf"
 )
 
 // A container that changes something all the time does not have its VM's
@@ -95,7 +94,7 @@ func TestShares(t *testing.T) {
 // VM its own.
 func TestLinesAreFew(t *testing.T) {
 	w := newWorld(t)
-	var log lockedBuffer
+	var log syncbuf.Buffer
 	s := w.serve(func(cfg *cicerone.Config) { cfg.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	m, _ := w.up(s, "loud", 33)
 	token, _ := m.running(s, "penguin", 10000)
@@ -118,24 +117,6 @@ func TestLinesAreFew(t *testing.T) {
 	if !strings.Contains(log.String(), "vm=other") {
 		t.Error("the other VM has no line")
 	}
-}
-
-// A lockedBuffer is a log that is written to while it is read.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // Lists of applications, which are long, are few.

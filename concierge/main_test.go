@@ -1,7 +1,6 @@
 package concierge
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +29,7 @@ import (
 	"github.com/auberge-vm/auberge/policy"
 	pb "github.com/auberge-vm/auberge/protos/conciergepb"
 	guestpb "github.com/auberge-vm/auberge/protos/vmtoolspb"
+	"github.com/auberge-vm/auberge/test/syncbuf"
 	"github.com/auberge-vm/auberge/vmm"
 	"github.com/auberge-vm/auberge/vsock"
 )
@@ -353,30 +353,13 @@ func (r *recorder) take() []string {
 	return said
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // A bed is a place for services, one after the other.
 type bed struct {
 	t      *testing.T
 	cfg    Config
 	opener *fakeOpener
 	events *recorder
-	log    *lockedBuffer
+	log    *syncbuf.Buffer
 }
 
 // newBed makes the directories of a service and a guest image.
@@ -395,7 +378,7 @@ func newBed(t *testing.T) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bed{t: t, opener: &fakeOpener{}, events: &recorder{}, log: &lockedBuffer{}}
+	b := &bed{t: t, opener: &fakeOpener{}, events: &recorder{}, log: &syncbuf.Buffer{}}
 	b.cfg = Config{StateDir: filepath.Join(dir, "state"), RuntimeDir: filepath.Join(dir, "run"), ImageDir: filepath.Join(dir, "image"),
 		Accel: vmm.AccelTCG, Vsock: vsock.ModeUser, Network: NetworkRestricted, Pool: DefaultPool, VMGroup: -1,
 		Launcher: &vmm.Launcher{Program: self}, Opener: b.opener, Events: b.events,

@@ -1,7 +1,6 @@
 package dbus
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -13,6 +12,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"github.com/auberge-vm/auberge/dbus/dbustest"
+	"github.com/auberge-vm/auberge/test/syncbuf"
 )
 
 // hostEvents notes what it is told, and waits where a test wants it to.
@@ -83,28 +83,11 @@ func (h *hostEvents) expect(t *testing.T, want ...string) {
 	}
 }
 
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
-}
-
 // hear runs a Logind until the test ends.
-func hear(t *testing.T, bus *dbustest.Bus) (*hostEvents, *safeBuffer) {
+func hear(t *testing.T, bus *dbustest.Bus) (*hostEvents, *syncbuf.Buffer) {
 	t.Helper()
 	h := &hostEvents{told: make(chan string, 1000), hold: map[string]chan context.Context{}, gate: map[string]chan struct{}{}}
-	log := &safeBuffer{}
+	log := &syncbuf.Buffer{}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { NewLogind(bus.Address, slog.New(slog.NewTextHandler(log, nil)), h).Run(ctx) })

@@ -1,7 +1,6 @@
 package helper_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/auberge-vm/auberge/helper"
 	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/test/syncbuf"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
@@ -75,24 +75,6 @@ func needRoot(t *testing.T) {
 	}
 }
 
-// A log that can be read while it is written.
-type log struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // undialled fails a test that reaches a guest: what is refused must not be
 // tried, and this machine's AF_VSOCK is nobody's toy.
 func undialled(t *testing.T) func(context.Context, vsock.Addr) (*vsock.Conn, error) {
@@ -112,7 +94,7 @@ func untaken(t *testing.T) func(uint32) (*os.File, error) {
 // A server that runs, its client, and its log.
 type running struct {
 	*helper.Client
-	log  *log
+	log  *syncbuf.Buffer
 	stop func()
 }
 
@@ -131,7 +113,7 @@ func serveAt(t *testing.T, path string, change func(*helper.Server)) *running {
 	if err := os.Chmod(path, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	r := &running{Client: &helper.Client{Path: path}, log: &log{}}
+	r := &running{Client: &helper.Client{Path: path}, log: &syncbuf.Buffer{}}
 	s := &helper.Server{PeerUID: uint32(os.Geteuid()), MinUID: 1000, Opener: &policy.Opener{},
 		DialGuest: undialled(t), ReserveCID: untaken(t), Log: slog.New(slog.NewTextHandler(r.log, nil))}
 	if change != nil {

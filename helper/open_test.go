@@ -15,6 +15,7 @@ import (
 
 	"github.com/auberge-vm/auberge/helper"
 	"github.com/auberge-vm/auberge/policy"
+	"github.com/auberge-vm/auberge/test/syncbuf"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
@@ -161,7 +162,7 @@ func TestAudit(t *testing.T) {
 
 // Nor does a log that is restricted to what matters more leave one out.
 func TestAuditWhateverTheLevel(t *testing.T) {
-	var out log
+	var out syncbuf.Buffer
 	r := serve(t, func(s *helper.Server) {
 		s.Log = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelError}))
 		s.ReserveCID = func(uint32) (*os.File, error) { return os.Open(os.DevNull) }

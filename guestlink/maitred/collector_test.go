@@ -21,14 +21,15 @@ import (
 	"github.com/auberge-vm/auberge/guestlink"
 	"github.com/auberge-vm/auberge/guestlink/maitred"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
+	"github.com/auberge-vm/auberge/test/syncbuf"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
 // collect starts a collector and returns it with the path on which its guest
 // reaches it.
-func collect(t *testing.T, sink guestlink.LogSink) (c *maitred.Collector, path string, log *logBuffer) {
+func collect(t *testing.T, sink guestlink.LogSink) (c *maitred.Collector, path string, log *syncbuf.Buffer) {
 	t.Helper()
-	path, log = filepath.Join(t.TempDir(), "vm.vsock_9999"), &logBuffer{}
+	path, log = filepath.Join(t.TempDir(), "vm.vsock_9999"), &syncbuf.Buffer{}
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +20,7 @@ import (
 
 	"github.com/auberge-vm/auberge/guestlink/maitred"
 	pb "github.com/auberge-vm/auberge/protos/vmtoolspb"
+	"github.com/auberge-vm/auberge/test/syncbuf"
 	"github.com/auberge-vm/auberge/vsock"
 )
 
@@ -93,31 +93,14 @@ type pair struct {
 	t *testing.T
 	// endpoint is where the guest's calls arrive.
 	endpoint string
-	log      *logBuffer
-}
-
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log      *syncbuf.Buffer
 }
 
 // newPair connects a link with a guest; without one, nothing listens there.
 func newPair(t *testing.T, g *guest) *pair {
 	t.Helper()
 	dir := t.TempDir()
-	p := &pair{t: t, endpoint: filepath.Join(dir, "vm.vsock_7777"), log: &logBuffer{}}
+	p := &pair{t: t, endpoint: filepath.Join(dir, "vm.vsock_7777"), log: &syncbuf.Buffer{}}
 	l, err := net.Listen("unix", p.endpoint)
 	if err != nil {
 		t.Fatal(err)

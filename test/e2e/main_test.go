@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/dbus"
+	"github.com/auberge-vm/auberge/test/syncbuf"
 	"github.com/auberge-vm/auberge/test/testbed"
 )
 
@@ -43,24 +43,7 @@ type bed struct {
 	*testbed.Bed
 	t         *testing.T
 	concierge *testbed.Daemon
-	log       *lockedBuffer
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log       *syncbuf.Buffer
 }
 
 // newBed starts a bus and vm_concierge; everything ends with the test.
@@ -74,7 +57,7 @@ func newBed(t *testing.T, args ...string) *bed {
 // newBedWith starts a bus with options that go beyond what every test has.
 func newBedWith(t *testing.T, o testbed.Options) *bed {
 	t.Helper()
-	log := &lockedBuffer{}
+	log := &syncbuf.Buffer{}
 	o.Bin, o.Image, o.Log = bin, image, log
 	b, err := testbed.New(t.Context(), o)
 	if err != nil {

@@ -31,7 +31,7 @@ func (h *Host) arguments() []string {
 		"-machine", "q35,hpet=off,vmport=off", "-accel", "tcg,thread=multi,tb-size=512",
 		"-cpu", "max,-erms,-fsrm", "-smp", "1", "-m", strconv.Itoa(h.options.Memory) + "M",
 		"-kernel", filepath.Join(image, "vmlinux"), "-initrd", filepath.Join(image, "initramfs"),
-		"-append", "console=ttyS0 quiet loglevel=4 no_timer_check tsc=reliable mitigations=off panic=-1 systemd.getty_auto=no systemd.show_status=no",
+		"-append", "console=ttyS0 quiet loglevel=4 no_timer_check tsc=reliable mitigations=off panic=-1 systemd.getty_auto=no systemd.show_status=no nohz=off highres=off",
 		"-chardev", "file,id=console,append=on,path=" + h.Console(), "-device", "isa-serial,chardev=console",
 		"-drive", "if=none,id=root,format=qcow2,discard=unmap,file=" + h.disk(), "-device", "virtio-blk-pci,drive=root",
 		"-device", "virtio-rng-pci",
