@@ -23,11 +23,8 @@ const (
 
 // agent returns the connection with the agent of a container that runs.
 func (s *Service) agent(sub policy.Subject, vmName, name string) (*vm, *container, *garcon.Client, error) {
-	v, err := s.find(sub, vmName)
+	v, name, err := s.findContainer(sub, vmName, name)
 	if err != nil {
-		return nil, nil, nil, err
-	}
-	if name, err = orDefault(name); err != nil {
 		return nil, nil, nil, err
 	}
 	c, client, err := v.agent(name)

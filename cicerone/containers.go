@@ -14,14 +14,10 @@ import (
 // CreateLxdContainer begins to create a container; LxdContainerCreated tells
 // the end.
 func (s *Service) CreateLxdContainer(ctx context.Context, sub policy.Subject, req *pb.CreateLxdContainerRequest) (*pb.CreateLxdContainerResponse, error) {
-	v, err := s.find(sub, req.GetVmName())
+	v, name, err := s.findContainer(sub, req.GetVmName(), req.GetContainerName())
 	if errors.Is(err, ErrNotFound) {
 		return &pb.CreateLxdContainerResponse{Status: pb.CreateLxdContainerResponse_UNKNOWN, FailureReason: err.Error()}, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	name, err := orDefault(req.GetContainerName())
 	if err != nil {
 		return nil, err
 	}

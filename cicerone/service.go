@@ -184,6 +184,16 @@ func (s *Service) find(sub policy.Subject, name string) (*vm, error) {
 	return v, nil
 }
 
+// findContainer returns a VM and the name of its container, which need not exist.
+func (s *Service) findContainer(sub policy.Subject, vmName, name string) (*vm, string, error) {
+	v, err := s.find(sub, vmName)
+	if err != nil {
+		return nil, "", err
+	}
+	name, err = orDefault(name)
+	return v, name, err
+}
+
 // byCID returns the VM with a CID.
 func (s *Service) byCID(cid uint32) *vm {
 	s.mu.Lock()

@@ -15,11 +15,7 @@ import (
 // StartLxdContainer starts a container, and returns when it has started unless
 // the request is async.
 func (s *Service) StartLxdContainer(ctx context.Context, sub policy.Subject, req *pb.StartLxdContainerRequest) (*pb.StartLxdContainerResponse, error) {
-	v, err := s.find(sub, req.GetVmName())
-	if err != nil {
-		return nil, err
-	}
-	name, err := orDefault(req.GetContainerName())
+	v, name, err := s.findContainer(sub, req.GetVmName(), req.GetContainerName())
 	if err != nil {
 		return nil, err
 	}

@@ -13,11 +13,7 @@ import (
 
 // GetLxdContainerUsername returns the user with uid 1000.
 func (s *Service) GetLxdContainerUsername(ctx context.Context, sub policy.Subject, req *pb.GetLxdContainerUsernameRequest) (*pb.GetLxdContainerUsernameResponse, error) {
-	v, err := s.find(sub, req.GetVmName())
-	if err != nil {
-		return nil, err
-	}
-	name, err := orDefault(req.GetContainerName())
+	v, name, err := s.findContainer(sub, req.GetVmName(), req.GetContainerName())
 	if err != nil {
 		return nil, err
 	}
@@ -48,11 +44,7 @@ func (s *Service) GetLxdContainerUsername(ctx context.Context, sub policy.Subjec
 
 // SetUpLxdContainerUser makes the user with uid 1000.
 func (s *Service) SetUpLxdContainerUser(ctx context.Context, sub policy.Subject, req *pb.SetUpLxdContainerUserRequest) (*pb.SetUpLxdContainerUserResponse, error) {
-	v, err := s.find(sub, req.GetVmName())
-	if err != nil {
-		return nil, err
-	}
-	name, err := orDefault(req.GetContainerName())
+	v, name, err := s.findContainer(sub, req.GetVmName(), req.GetContainerName())
 	if err != nil {
 		return nil, err
 	}
