@@ -110,11 +110,22 @@ func start(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if t.Failed() {
+			lastWords(t, h)
+		}
 		if err := h.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	return attached(&host{Host: h, owned: true})
+}
+
+// lastWords logs what the machine has to say about a failure.
+func lastWords(t *testing.T, h *testhost.Host) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	out, err := h.Output(ctx, "sh", "-c", "uptime; journalctl --no-pager --boot --lines=60")
+	t.Logf("the end of the machine's journal: %v\n%s", err, out)
 }
 
 // attached fills in what does not depend on any step.

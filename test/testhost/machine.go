@@ -23,7 +23,10 @@ import (
 func shareTag(i int) string { return "share" + strconv.Itoa(i) }
 
 // arguments is the hypervisor's command line. One processor: before QEMU 8.1,
-// several of an emulated machine cannot run at once safely (see vmm/qemu).
+// several of an emulated machine cannot run at once safely (see vmm/qemu). And a
+// timer that ticks: beside a nested VM, one that is armed for a moment may be lost
+// (seen with QEMU 7.2, once in some ten starts), and the machine then sleeps until
+// somebody speaks to it. A tick that is lost is followed by another.
 func (h *Host) arguments() []string {
 	image := h.options.Image
 	args := []string{
