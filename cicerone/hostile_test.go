@@ -143,6 +143,9 @@ func TestFlood(t *testing.T) {
 		conns = append(conns, c)
 		io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 	}
+	if len(conns) < 64 {
+		t.Errorf("only %d connections were made", len(conns))
+	}
 	defer func() {
 		for _, c := range conns {
 			c.Close()

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"testing"
 
 	godbus "github.com/godbus/dbus/v5"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/protos/ciceronepb"
@@ -219,10 +221,16 @@ func TestHostileGuestsOfCicerone(t *testing.T) {
 	bob.containerServed(t, "q")
 	files := descriptorsOf(t, pid)
 	t.Logf("vm_cicerone takes %d MiB and has %d files open", memoryOf(t, pid), files)
-	held := func(name string, args ...string) {
+	// As many as that have to succeed, for the attack to be one.
+	held := func(least int, name string, args ...string) {
 		t.Helper()
 		first, end := h.hold(name, args...)
-		t.Logf("%s: %s", name, first)
+		var taken, refused int
+		fmt.Sscan(first, &taken, &refused)
+		t.Logf("%s: %d taken, %d refused", name, taken, refused)
+		if taken < least {
+			t.Errorf("%s: only %d were taken, want %d", name, taken, least)
+		}
 		bob.containerServed(t, "q")
 		if n := descriptorsOf(t, pid); n > files+300 {
 			t.Errorf("%s: vm_cicerone has %d files open", name, n)
@@ -267,10 +275,22 @@ func TestHostileGuestsOfCicerone(t *testing.T) {
 		check("messages")
 	})
 	t.Run("reports", func(t *testing.T) {
+		ear := testbed.Listen(b.client(testbed.Alice).conn)
 		want := []string{"many reports are refused: true", "crashes that are heard: 20"}
 		if got := h.attack("reports"); !slices.Equal(got, want) {
 			t.Errorf("%q", got)
 		}
+		// What nobody has asked for has no end.
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		if _, err := testbed.Await[*ciceronepb.StartLxdProgressSignal](ctx, ear, nil); err != nil {
+			t.Fatal(err)
+		}
+		none[*ciceronepb.LxdContainerCreatedSignal](t, ear)
+		none[*ciceronepb.LxdContainerStartingSignal](t, ear)
+		none[*ciceronepb.LxdContainerDeletedSignal](t, ear)
+		none[*ciceronepb.ExportLxdContainerProgressSignal](t, ear)
+		none[*ciceronepb.ContainerShutdownSignal](t, ear)
 		check("reports")
 	})
 	t.Run("URLs", func(t *testing.T) {
@@ -292,15 +312,19 @@ func TestHostileGuestsOfCicerone(t *testing.T) {
 		}
 	})
 	t.Run("connections", func(t *testing.T) {
-		held("connections", "3000")
+		held(1000, "connections", "3000")
 		check("connections")
 	})
 	t.Run("halves", func(t *testing.T) {
-		held("halves")
+		held(32, "halves")
 		check("halves")
 	})
 	t.Run("resets", func(t *testing.T) {
-		h.attack("resets", "1000")
+		for _, line := range h.attack("resets", "1000") {
+			if !strings.HasSuffix(line, ": true") {
+				t.Errorf("nothing was reset: %s", line)
+			}
+		}
 		check("resets")
 	})
 	t.Run("answers", func(t *testing.T) {
@@ -318,6 +342,13 @@ func TestHostileGuestsOfCicerone(t *testing.T) {
 	alice.stop("h")
 	bob.stop("q")
 	b.gone()
+}
+
+func none[M proto.Message](t *testing.T, e *testbed.Ear) {
+	t.Helper()
+	if got := testbed.All[M](e); len(got) > 0 {
+		t.Errorf("%T: %v", got[0], got)
+	}
 }
 
 // answers has the agents of the VM answer what they should not.

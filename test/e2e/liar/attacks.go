@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -164,6 +163,10 @@ func reports([]string) error {
 			say("an end", err)
 		}
 	}
+	// Whoever has heard of this has heard of all before it.
+	if _, err := h.UpdateStartLxdStatus(ctx, &tpb.StartLxdProgress{Status: tpb.StartLxdProgress_STARTED}); err != nil {
+		say("a start of the container manager", err)
+	}
 	var refused atomic.Int64
 	many(2000, func() {
 		if _, err := h.UpdateListeningPorts(ctx, &tpb.ListeningPortInfo{}); status.Code(err) == codes.ResourceExhausted {
@@ -283,36 +286,5 @@ func lists(args []string) error {
 		return true
 	})
 	fmt.Println()
-	return nil
-}
-
-// halves are calls without the rest of them.
-func halves([]string) error {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	for _, t := range []struct {
-		port   uint32
-		method string
-	}{
-		{vsock.PortTremplinListener, "/vm_tools.tremplin.TremplinListener/ContainerShutdown"},
-		{vsock.PortCrashListener, "/vm_tools.cicerone.CrashListener/SendCrashReport"},
-		{vsock.PortContainerListener, "/vm_tools.container.ContainerListener/OpenUrl"},
-	} {
-		for range 3 {
-			c, err := line(t.port)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			for range 16 {
-				// More than may be at once are not begun.
-				short, cancel := context.WithCancel(ctx)
-				go func() { <-ctx.Done(); cancel() }()
-				go c.NewStream(short, &grpc.StreamDesc{ClientStreams: true}, t.method)
-			}
-		}
-	}
-	fmt.Println("held")
-	hold()
 	return nil
 }
