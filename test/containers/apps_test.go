@@ -102,10 +102,9 @@ func soon[T any](t *testing.T, c <-chan T, what string) T {
 
 // An application that comes into a container reaches the desktop, has its icon,
 // starts with a file, lives on when the agent dies, and goes.
-func (s *stack) applications() {
+func (s *stack) applications(d *desktop) {
 	s.t.Helper()
 	t := s.t
-	d := s.desktop()
 	s.root(`
 printf '#!/bin/sh\nprintf %%s "$1" >~/started.new; mv ~/started.new ~/started; exec sleep 1000\n' >/usr/local/bin/hello
 chmod 755 /usr/local/bin/hello

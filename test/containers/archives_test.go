@@ -14,11 +14,6 @@ import (
 	"github.com/auberge-vm/auberge/test/testbed"
 )
 
-type (
-	exported = ciceronepb.ExportLxdContainerProgressSignal
-	imported = ciceronepb.ImportLxdContainerProgressSignal
-)
-
 // archives writes the container to a file, deletes it, and gets it back.
 func (s *stack) archives() {
 	s.t.Helper()
@@ -98,11 +93,11 @@ func (s *stack) exportInVM() {
 		s.must("ExportLxdContainer", &ciceronepb.ExportLxdContainerRequest{VmName: vm, ContainerName: container, ExportPath: path}, &resp)
 		return resp.Status
 	}
-	all[*exported](s.ear)
+	onlyOnce[*exporting](s)
 	if st := export("/mnt/stateful/transfer/p.tar.gz"); st != ciceronepb.ExportLxdContainerResponse_EXPORTING {
 		s.t.Fatalf("ExportLxdContainer: %v", st)
 	}
-	end := await(s.ear, func(m *exported) bool {
+	end := await(s.ear, func(m *exporting) bool {
 		return m.Status != ciceronepb.ExportLxdContainerProgressSignal_EXPORTING_STREAMING
 	})
 	if end.Status != ciceronepb.ExportLxdContainerProgressSignal_DONE || end.TotalInputFiles == 0 || end.TotalInputBytes == 0 || end.BytesExported == 0 ||
@@ -119,7 +114,7 @@ func (s *stack) exportInVM() {
 // beginImport begins to import a container from a file in the VM.
 func (s *stack) beginImport(name, path string) {
 	s.t.Helper()
-	all[*imported](s.ear)
+	onlyOnce[*importing](s)
 	var resp ciceronepb.ImportLxdContainerResponse
 	s.must("ImportLxdContainer", &ciceronepb.ImportLxdContainerRequest{VmName: vm, ContainerName: name, ImportPath: path}, &resp)
 	if resp.Status != ciceronepb.ImportLxdContainerResponse_IMPORTING {
@@ -127,9 +122,9 @@ func (s *stack) beginImport(name, path string) {
 	}
 }
 
-func (s *stack) importEnd() *imported {
+func (s *stack) importEnd() *importing {
 	s.t.Helper()
-	return await(s.ear, func(m *imported) bool {
+	return await(s.ear, func(m *importing) bool {
 		return m.Status != ciceronepb.ImportLxdContainerProgressSignal_IMPORTING_UPLOAD && m.Status != ciceronepb.ImportLxdContainerProgressSignal_IMPORTING_UNPACK
 	})
 }
@@ -139,7 +134,7 @@ func (s *stack) importEnd() *imported {
 func (s *stack) importInVM(name, path string) {
 	s.t.Helper()
 	s.beginImport(name, path)
-	await(s.ear, func(m *imported) bool {
+	await(s.ear, func(m *importing) bool {
 		return m.Status == ciceronepb.ImportLxdContainerProgressSignal_IMPORTING_UPLOAD
 	})
 	var cancel ciceronepb.CancelImportLxdContainerResponse

@@ -15,8 +15,8 @@ type (
 	downloading = ciceronepb.LxdContainerDownloadingSignal
 )
 
-// serve starts the tests' own server in the VM, since the VM has no way out.
-func (s *stack) serve() {
+// testServer puts the tests' own server into the VM, since the VM has no way out.
+func (s *stack) testServer() {
 	s.t.Helper()
 	program := filepath.Join(s.t.TempDir(), "testserver")
 	build := exec.Command("go", "build", "-o", program, "./testserver")
@@ -25,6 +25,12 @@ func (s *stack) serve() {
 		s.t.Fatalf("go build: %v: %s", err, out)
 	}
 	s.put(program, "/run/testserver")
+}
+
+// serve serves images.
+func (s *stack) serve() {
+	s.t.Helper()
+	s.testServer()
 	s.vmRoot(`
 for port in 8000 8001; do
 	mkdir -p /run/served/$port

@@ -114,22 +114,74 @@ func (s *stack) pipe() (r, w *os.File) {
 	return r, w
 }
 
-// slowPackage makes a package whose installation stands still until the
-// container is started anew.
-const slowPackage = `
-mkdir -p /srv/p/DEBIAN
-printf 'Package: au-slow\nVersion: 1\nArchitecture: all\nMaintainer: A <a@localhost>\nDescription: slow\n' >/srv/p/DEBIAN/control
-dpkg-deb --root-owner-group --build /srv/p /srv/au-slow.deb >/dev/null
-cat >/etc/apt/apt.conf.d/slow <<'END'
-DPkg::Pre-Install-Pkgs {"test ! -e /run/slow || { touch /run/stands; sleep 1000; }";};
-END
+// slowPackages makes au-next, and au-slow, in the middle of which dpkg stands
+// still while there is a file that a container which starts anew has not.
+const slowPackages = `
+dpkg --purge --force-all au-slow au-next >/dev/null 2>&1 || true
+rm -rf /srv/p /run/stands
+for name in au-slow au-next; do
+	mkdir -p /srv/p/$name/DEBIAN
+	printf 'Package: %s\nVersion: 1\nArchitecture: all\nMaintainer: A <a@localhost>\nDescription: slow\n' $name >/srv/p/$name/DEBIAN/control
+done
+printf '#!/bin/sh\n[ ! -e /run/slow ] || touch /run/stands\nwhile [ -e /run/slow ]; do sleep 0.2; done\n' >/srv/p/au-slow/DEBIAN/postinst
+chmod 755 /srv/p/au-slow/DEBIAN/postinst
+for name in au-slow au-next; do dpkg-deb --root-owner-group --build /srv/p/$name /srv/$name.deb >/dev/null; done
 touch /run/slow
 `
 
+// installFile begins to install a file of the container's.
+func (s *stack) installFile(path, uuid string) {
+	s.t.Helper()
+	if resp := s.install(&ciceronepb.InstallLinuxPackageRequest{FilePath: path, CommandUuid: uuid}); resp.Status != ciceronepb.InstallLinuxPackageResponse_STARTED {
+		s.t.Fatalf("InstallLinuxPackage of %s: %v", path, resp)
+	}
+}
+
+// installSlow returns in the middle of an installation of au-slow.
 func (s *stack) installSlow(uuid string) {
 	s.t.Helper()
-	if resp := s.install(&ciceronepb.InstallLinuxPackageRequest{FilePath: "/srv/au-slow.deb", CommandUuid: uuid}); resp.Status != ciceronepb.InstallLinuxPackageResponse_STARTED {
-		s.t.Fatalf("InstallLinuxPackage: %v", resp)
+	s.installFile("/srv/au-slow.deb", uuid)
+	s.root("until test -e /run/stands; do sleep 0.2; done")
+}
+
+// installEnd waits for an installation's end.
+func (s *stack) installEnd(uuid string, want ciceronepb.InstallLinuxPackageProgressSignal_Status) {
+	s.t.Helper()
+	end := ended[*installing](s)
+	if end.ContainerName != container || end.CommandUuid != uuid || end.Status != want || want == ciceronepb.InstallLinuxPackageProgressSignal_FAILED && end.FailureDetails == "" {
+		s.t.Errorf("the installation %s: %v, want %v", uuid, end, want)
+	}
+}
+
+// endless begins an export that nobody reads of, and returns when it does not
+// move any more.
+func (s *stack) endless() {
+	s.t.Helper()
+	_, silent := s.pipe()
+	s.move("ExportContainer", container, silent)
+	await(s.ear, func(m *exporting) bool { return !final(m) })
+}
+
+// exportEnd waits for an export's end.
+func (s *stack) exportEnd(want ciceronepb.ExportLxdContainerProgressSignal_Status) {
+	s.t.Helper()
+	if end := ended[*exporting](s); end.ContainerName != container || end.Status != want || end.FailureReason == "" {
+		s.t.Errorf("the export: %v, want %v", end, want)
+	}
+}
+
+// importNothing begins an import into which nobody writes.
+func (s *stack) importNothing(name string) {
+	s.t.Helper()
+	never, _ := s.pipe()
+	s.move("ImportContainer", name, never)
+}
+
+// importFails waits for an import's end.
+func (s *stack) importFails(name string) {
+	s.t.Helper()
+	if end := ended[*importing](s); end.ContainerName != name || end.Status != ciceronepb.ImportLxdContainerProgressSignal_FAILED || end.FailureReason == "" {
+		s.t.Errorf("the import: %v", end)
 	}
 }
 
@@ -147,52 +199,20 @@ func (s *stack) alive(after string) {
 	}
 }
 
-// What dies in the middle of something long ends that with one signal, and the
-// next try works.
+// What dies in the middle of something long ends that with one signal, or what
+// goes on ends as ever, and the next try works.
 func TestFaults(t *testing.T) {
 	beside(t, &secondLane)
 	s := preparedStack(t)
-
-	// A container that switches itself off is started at once. Its agent goes
-	// first, and the system takes a while longer.
-	s.root("systemctl poweroff </dev/null")
-	if down := await[*shutdown](s.ear, nil); down.ContainerName != container {
-		t.Errorf("ContainerShutdown: %v", down)
-	}
-	if s.isRunning() {
-		t.Error("it runs after ContainerShutdown")
-	}
-	s.startContainer()
-	s.alive("its start")
-
-	// Incus, while it makes a container. What containers run in has its name
-	// too, and outlives it.
 	s.serve()
-	s.downloads("second")
-	s.vmRoot(`pkill -KILL -x -P "$(pgrep -x tremplin)" incusd`)
-	if end := s.creation("second"); end.Status != ciceronepb.LxdContainerCreatedSignal_FAILED || end.FailureReason == "" {
-		t.Errorf("a creation whose Incus was killed: %v", end)
-	}
-	s.alive("Incus' death")
-	// vm_cicerone, while the next one is made: who comes back tells the end, and
-	// knows the container that runs. vm_concierge has no part in it.
-	s.downloads("second")
-	kill(s.cicerone)
-	s.startCicerone()
-	kill(s.concierge)
-	s.startConcierge()
-	if end := s.creation("second"); end.Status != ciceronepb.LxdContainerCreatedSignal_CREATED {
-		t.Errorf("a creation while vm_cicerone was killed: %v", end)
-	}
-	s.alive("the daemons' death")
-
+	s.agentAndContainerDie()
+	s.incusDies()
+	s.daemonsDie()
 	s.killedInTheMiddle()
 	s.afterwards()
 
 	s.stopVM()
-	if down := await[*shutdown](s.ear, nil); down.ContainerName != container {
-		t.Errorf("ContainerShutdown of a VM that was stopped: %v", down)
-	}
+	s.hasShutDown()
 	await[*stopped](s.ear, nil)
 	if more := all[*shutdown](s.ear); len(more) > 0 {
 		t.Errorf("more of ContainerShutdown: %v", more)
@@ -200,18 +220,99 @@ func TestFaults(t *testing.T) {
 	s.endedOnce()
 }
 
+// agentAndContainerDie: the agent by a signal, the container by its own root, in
+// order and at once.
+func (s *stack) agentAndContainerDie() {
+	s.t.Helper()
+	t := s.t
+	s.root(slowPackages)
+	s.installSlow("agent")
+	s.root("pkill -KILL -x garcon")
+	s.installEnd("agent", ciceronepb.InstallLinuxPackageProgressSignal_FAILED)
+	await[*ciceronepb.ContainerStartedSignal](s.ear, nil)
+	// PackageKit has the first in hand still: this one waits for it.
+	s.installFile("/srv/au-next.deb", "container")
+	s.root("setsid systemctl poweroff -ff </dev/null >/dev/null 2>&1 & disown")
+	s.installEnd("container", ciceronepb.InstallLinuxPackageProgressSignal_FAILED)
+	s.hasShutDown()
+	s.startContainer()
+	s.alive("its start")
+
+	// One that switches itself off is started at once. Its agent goes first, and
+	// the system takes a while longer.
+	s.root("systemctl poweroff </dev/null")
+	s.hasShutDown()
+	if s.isRunning() {
+		t.Error("it runs after ContainerShutdown")
+	}
+	s.startContainer()
+	s.alive("its second start")
+}
+
+func (s *stack) hasShutDown() {
+	s.t.Helper()
+	if down := await[*shutdown](s.ear, nil); down.ContainerName != container {
+		s.t.Errorf("ContainerShutdown: %v", down)
+	}
+}
+
+// incusDies while it makes containers and gives one away. What containers run in
+// has its name too, and outlives it.
+func (s *stack) incusDies() {
+	s.t.Helper()
+	t := s.t
+	s.downloads("second")
+	s.importNothing("fourth")
+	s.endless()
+	s.vmRoot(`pkill -KILL -x -P "$(pgrep -x tremplin)" incusd`)
+	if end := s.creation("second"); end.Status != ciceronepb.LxdContainerCreatedSignal_FAILED || end.FailureReason == "" {
+		t.Errorf("a creation whose Incus was killed: %v", end)
+	}
+	s.importFails("fourth")
+	// The export has all from the disk, and takes its snapshot away when Incus is
+	// back.
+	var cancel ciceronepb.CancelExportLxdContainerResponse
+	s.must("CancelExportLxdContainer", &ciceronepb.CancelExportLxdContainerRequest{VmName: vm, InProgressContainerName: container}, &cancel)
+	if cancel.Status != ciceronepb.CancelExportLxdContainerResponse_CANCEL_QUEUED {
+		t.Errorf("CancelExportLxdContainer: %v", &cancel)
+	}
+	s.exportEnd(ciceronepb.ExportLxdContainerProgressSignal_CANCELLED)
+	s.alive("Incus' death")
+	s.endedOnce()
+}
+
+// daemonsDie: who comes back tells the ends, and knows the container that runs.
+// vm_concierge has no part in it.
+func (s *stack) daemonsDie() {
+	s.t.Helper()
+	t := s.t
+	s.root(slowPackages)
+	s.installSlow("daemons")
+	s.endless()
+	s.downloads("second")
+	kill(s.cicerone)
+	s.startCicerone()
+	kill(s.concierge)
+	s.startConcierge()
+	s.exportEnd(ciceronepb.ExportLxdContainerProgressSignal_FAILED)
+	if end := s.creation("second"); end.Status != ciceronepb.LxdContainerCreatedSignal_CREATED {
+		t.Errorf("a creation while vm_cicerone was killed: %v", end)
+	}
+	s.root("rm /run/slow")
+	s.installEnd("daemons", ciceronepb.InstallLinuxPackageProgressSignal_SUCCEEDED)
+	s.alive("the daemons' death")
+	s.endedOnce()
+}
+
 // killedInTheMiddle kills the VM while everything long goes on in it.
 func (s *stack) killedInTheMiddle() {
 	s.t.Helper()
 	t := s.t
-	s.root(slowPackage)
+	s.root(slowPackages)
 	s.downloads("third")
-	_, silent := s.pipe() // nobody reads of it
-	s.move("ExportContainer", container, silent)
-	never, _ := s.pipe() // nobody writes into it
-	s.move("ImportContainer", "fourth", never)
+	s.endless()
+	s.importNothing("fourth")
 	s.installSlow("killed")
-	s.root("until test -e /run/stands; do sleep 0.2; done")
 	s.vmRoot("sync")
 	all[*starting](s.ear)
 	var resp ciceronepb.StartLxdContainerResponse
@@ -224,21 +325,13 @@ func (s *stack) killedInTheMiddle() {
 	if end := ended[*created](s); end.ContainerName != "third" || end.Status != ciceronepb.LxdContainerCreatedSignal_FAILED || end.FailureReason == "" {
 		t.Errorf("the creation: %v", end)
 	}
-	if end := ended[*exporting](s); end.ContainerName != container || end.Status != ciceronepb.ExportLxdContainerProgressSignal_FAILED || end.FailureReason == "" {
-		t.Errorf("the export: %v", end)
-	}
-	if end := ended[*importing](s); end.ContainerName != "fourth" || end.Status != ciceronepb.ImportLxdContainerProgressSignal_FAILED || end.FailureReason == "" {
-		t.Errorf("the import: %v", end)
-	}
-	if end := ended[*installing](s); end.ContainerName != container || end.CommandUuid != "killed" || end.Status != ciceronepb.InstallLinuxPackageProgressSignal_FAILED || end.FailureDetails == "" {
-		t.Errorf("the installation: %v", end)
-	}
+	s.exportEnd(ciceronepb.ExportLxdContainerProgressSignal_FAILED)
+	s.importFails("fourth")
+	s.installEnd("killed", ciceronepb.InstallLinuxPackageProgressSignal_FAILED)
 	if end := ended[*starting](s); end.ContainerName != "second" || end.Status != ciceronepb.LxdContainerStartingSignal_FAILED || end.FailureReason == "" {
 		t.Errorf("the start: %v", end)
 	}
-	if down := await[*shutdown](s.ear, nil); down.ContainerName != container {
-		t.Errorf("ContainerShutdown: %v", down)
-	}
+	s.hasShutDown()
 	if s.isRunning() {
 		t.Error("the container runs in a VM that is gone")
 	}
@@ -254,9 +347,11 @@ func (s *stack) afterwards() {
 	// Its agent has reported again to each daemon that was started anew.
 	all[*ciceronepb.ContainerStartedSignal](s.ear)
 	s.startContainer()
-	s.installSlow("again")
-	if end := ended[*installing](s); end.CommandUuid != "again" || end.Status != ciceronepb.InstallLinuxPackageProgressSignal_SUCCEEDED {
-		t.Errorf("the installation after all: %v", end)
+	s.installFile("/srv/au-next.deb", "again")
+	s.installEnd("again", ciceronepb.InstallLinuxPackageProgressSignal_SUCCEEDED)
+	// In the middle of which the VM was killed.
+	if got := s.shell("dpkg-query -W -f '${db:Status-Status}' au-slow"); got != "installed" {
+		t.Errorf("the package that was cut short is %q", got)
 	}
 	var made ciceronepb.CreateLxdContainerResponse
 	s.must("CreateLxdContainer", &ciceronepb.CreateLxdContainerRequest{VmName: vm, ContainerName: "third"}, &made)

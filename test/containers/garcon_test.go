@@ -2,20 +2,24 @@ package containers
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/auberge-vm/auberge/protos/ciceronepb"
+	"github.com/auberge-vm/auberge/test/testbed"
 )
 
-// archive makes packages in the container and a file: archive of them that apt
-// knows: au-top, which needs au-leaf and has an application; au-unsat, which
-// needs what nobody has; au-broken, whose installation fails; and a file that
-// is no package.
+// archive makes packages in the container, in a directory that serveArchive
+// serves to its apt: au-top, which needs au-leaf and has an application with an
+// icon; au-unsat, which needs what nobody has; au-broken, whose installation
+// fails; and a file that is no package.
 const archive = `
 mkdir -p /srv/archive /root/build && cd /root/build
 make() { # name version depends
-	mkdir -p $1/DEBIAN $1/usr/share/$1 $1/usr/share/applications
-	head -c 300000 /dev/urandom >$1/usr/share/$1/data
+	mkdir -p $1/DEBIAN $1/usr/share/$1 $1/usr/share/applications $1/usr/share/icons/hicolor/48x48/apps
+	head -c 2000000 /dev/urandom >$1/usr/share/$1/data
+	printf '\211PNG\r\n\032\nof %s' $1 >$1/usr/share/icons/hicolor/48x48/apps/$1.png
 	cat >$1/DEBIAN/control <<-END
 	Package: $1
 	Version: $2
@@ -28,7 +32,7 @@ make() { # name version depends
 	Description: the $1
 	 Its long description.
 	END
-	printf '[Desktop Entry]\nType=Application\nName=%s\nExec=sh -c "touch /tmp/%s.ran"\n' $1 $1 >$1/usr/share/applications/$1.desktop
+	printf '[Desktop Entry]\nType=Application\nName=The %s\nIcon=%s\nExec=sh -c "touch /tmp/%s.ran"\n' $1 $1 $1 >$1/usr/share/applications/$1.desktop
 	[ $1 != au-broken ] || printf '#!/bin/sh\nexit 1\n' >$1/DEBIAN/postinst
 	chmod -R u=rwX,go=rX $1; [ ! -e $1/DEBIAN/postinst ] || chmod 755 $1/DEBIAN/postinst
 	dpkg-deb --build $1 /srv/archive/$1.deb >/dev/null
@@ -43,9 +47,22 @@ for p in au-leaf au-top au-unsat; do
 	dpkg-deb -f $p.deb
 	printf 'Filename: ./%s.deb\nSize: %s\nSHA256: %s\n\n' $p $(stat -c %s $p.deb) $(sha256sum $p.deb | cut -d' ' -f1)
 done >Packages
-echo 'deb [trusted=yes] file:/srv/archive ./' >/etc/apt/sources.list
-apt-get update -qq
 `
+
+// serveArchive has the tests' server in the VM serve the archive, slowly, and
+// the container's apt use it.
+func (s *stack) serveArchive() {
+	s.t.Helper()
+	s.testServer()
+	s.root(archive)
+	s.vmRoot("setsid /run/testserver --listen :8002 --rate 1024 --dir " + containerRoot + "/srv/archive </dev/null >/run/archive.log 2>&1 &")
+	s.root(`
+gateway=$(ip route show default | awk '{ print $3 }')
+until (exec 3<>/dev/tcp/$gateway/8002) 2>/dev/null; do sleep 0.1; done
+echo "deb [trusted=yes] http://$gateway:8002/slow ./" >/etc/apt/sources.list
+apt-get update -qq
+`)
+}
 
 type (
 	installing   = ciceronepb.InstallLinuxPackageProgressSignal
@@ -92,11 +109,11 @@ func (s *stack) packageInfo(req *ciceronepb.LinuxPackageInfoRequest) *ciceronepb
 }
 
 // Packages by the container's real PackageKit, from an archive that the test
-// makes.
-func (s *stack) packageKit() {
+// makes, and with them an application on the desktop.
+func (s *stack) packageKit(d *desktop) {
 	s.t.Helper()
 	t := s.t
-	s.root(archive)
+	s.serveArchive()
 
 	byFile := s.packageInfo(&ciceronepb.LinuxPackageInfoRequest{FilePath: "/srv/archive/au-top.deb"})
 	byName := s.packageInfo(&ciceronepb.LinuxPackageInfoRequest{PackageName: "au-top"})
@@ -130,6 +147,8 @@ func (s *stack) packageKit() {
 		t.Errorf("installed: %q", got)
 	}
 
+	s.topApplication(d)
+
 	// Away again, with what came along.
 	var gone ciceronepb.UninstallPackageOwningFileResponse
 	s.must("UninstallPackageOwningFile", &ciceronepb.UninstallPackageOwningFileRequest{VmName: vm, ContainerName: container, DesktopFileId: "au-top"}, &gone)
@@ -139,6 +158,7 @@ func (s *stack) packageKit() {
 	if m := await(s.ear, func(m *uninstalling) bool { return m.Status != ciceronepb.UninstallPackageProgressSignal_UNINSTALLING }); m.Status != ciceronepb.UninstallPackageProgressSignal_SUCCEEDED {
 		t.Errorf("the removal: %v", m)
 	}
+	d.list("au-top", false)
 	if got := s.shell("ls -d /usr/share/au-* 2>/dev/null || true"); got != "" {
 		t.Errorf("left: %s", got)
 	}
@@ -168,12 +188,9 @@ func (s *stack) packageKit() {
 
 	// PackageKit killed, and dpkg with it, in the middle of a package; what
 	// that leaves is in nobody's way.
-	s.root(stuckPackage)
-	resp = s.install(&ciceronepb.InstallLinuxPackageRequest{FilePath: "/srv/au-stuck.deb", CommandUuid: "killed"})
-	if resp.Status != ciceronepb.InstallLinuxPackageResponse_STARTED {
-		t.Fatalf("InstallLinuxPackage: %v", resp)
-	}
-	s.root("until [ -e /run/stands ]; do sleep 0.2; done; systemctl kill --signal=KILL packagekit.service; rm /run/stuck")
+	s.root(slowPackages)
+	s.installSlow("killed")
+	s.root("systemctl kill --signal=KILL packagekit.service; rm /run/slow")
 	if end, _ = s.installed("killed"); end.Status != ciceronepb.InstallLinuxPackageProgressSignal_FAILED {
 		t.Errorf("an installation of which PackageKit is killed: %v", end)
 	}
@@ -184,21 +201,33 @@ func (s *stack) packageKit() {
 	if end, _ := s.installed("after"); end.Status != ciceronepb.InstallLinuxPackageProgressSignal_SUCCEEDED {
 		t.Errorf("the installation after PackageKit was killed: %v", end)
 	}
-	if got := s.shell("dpkg-query -W -f '${db:Status-Status}' au-stuck"); got != "installed" {
+	d.list("au-top", true)
+	s.run("vmc", "package", "remove", vm, container, "au-top")
+	d.list("au-top", false)
+	if got := s.shell("dpkg-query -W -f '${db:Status-Status}' au-slow"); got != "installed" {
 		t.Errorf("the package in the middle of which dpkg was killed is %q", got)
 	}
 }
 
-// stuckPackage makes a package that stands still where dpkg is about to be done
-// with it, for as long as there is a file.
-const stuckPackage = `
-mkdir -p /srv/s/DEBIAN
-printf 'Package: au-stuck\nVersion: 1\nArchitecture: all\nMaintainer: A <a@localhost>\nDescription: stuck\n' >/srv/s/DEBIAN/control
-printf '#!/bin/sh\n[ ! -e /run/stuck ] || { touch /run/stands; sleep 1000; }\n' >/srv/s/DEBIAN/postinst
-chmod 755 /srv/s/DEBIAN/postinst
-touch /run/stuck
-dpkg-deb --root-owner-group --build /srv/s /srv/au-stuck.deb >/dev/null
-`
+// topApplication looks at the application of a package that was just installed:
+// as a desktop, and by vmc.
+func (s *stack) topApplication(d *desktop) {
+	s.t.Helper()
+	t := s.t
+	if app := d.list("au-top", true); app.GetName().GetValues()[0].GetValue() != "The au-top" || app.GetPackageId() == "" {
+		t.Errorf("the application is %v", app)
+	}
+	if got := s.run("vmc", "app", "list", vm, container); !strings.Contains(got, "au-top") || !strings.Contains(got, "The au-top") {
+		t.Errorf("vmc app list: %s", got)
+	}
+	file := filepath.Join(s.Home(testbed.Alice), "au-top.png")
+	s.run("vmc", "app", "icon", vm, container, "au-top", "--output", file)
+	if icon, err := os.ReadFile(file); err != nil || string(icon) != "\x89PNG\r\n\x1a\nof au-top" {
+		t.Errorf("vmc app icon: %q, %v", icon, err)
+	}
+	s.run("vmc", "app", "launch", vm, container, "au-top")
+	s.shell("until test -e /tmp/au-top.ran; do sleep 0.2; done")
+}
 
 // What else the agent does, and its end and return.
 func (s *stack) agent() {

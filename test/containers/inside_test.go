@@ -12,41 +12,48 @@ func TestInside(t *testing.T) {
 	s := preparedStack(t)
 	s.system()
 	s.walls()
-	s.packageKit()
+	d := s.desktop()
+	s.packageKit(d)
 	s.agent()
-	s.applications()
+	s.applications(d)
 }
 
-// walls tries as the container's root what would open the VM to it.
+// walls tries as the container's root what would open the VM to it, and what
+// the VM's own root can do, or nothing was tried.
 func (s *stack) walls() {
 	s.t.Helper()
+	const disk = "d=$(mktemp -u -p /root) && trap 'rm -f $d' EXIT && mknod $d b 254 0 && "
 	for _, script := range []string{
 		// The VM's disks.
 		"test -n \"$(find /dev -type b)\"",
-		"mknod /tmp/disk b 254 0 && head -c 1 /tmp/disk",
-		"mount /dev/vda /mnt",
-		// The agents, which all containers have in common.
-		"touch /opt/google/cros-containers/new",
-		"unshare -m sh -c 'mount -o remount,rw,bind /opt/google/cros-containers; touch /opt/google/cros-containers/new'",
-		"unshare -m sh -c 'umount /opt/google/cros-containers; mount -t squashfs /dev/vdb /opt/google/cros-containers'",
-		// Settings of the kernel that have it run programs as the VM's root.
-		"echo '|/tmp/x' > /proc/sys/kernel/core_pattern",
-		"echo /tmp/x > /proc/sys/kernel/modprobe",
-		"echo /tmp/x > /sys/kernel/uevent_helper",
-		"echo b > /proc/sysrq-trigger",
-		"mkdir /tmp/cg && mount -t cgroup -o rdma cgroup /tmp/cg && test -e /tmp/cg/release_agent",
-		// Other processes of the VM, its files, its kernel.
-		"test -e /proc/1/root/mnt/stateful/incus",
-		"nsenter -t 1 -m test -e /mnt/stateful/incus",
-		"unshare -m mount -t btrfs /dev/vdc /mnt",
+		disk + "head -c 1 $d",
+		disk + "unshare -m mount -o ro $d /mnt",
+		// Settings of the kernel, of which some have it run programs as the VM's
+		// root. They stay as they are.
+		"f=/proc/sys/kernel/core_pattern; v=$(cat $f); printf %s \"$v\" >$f",
+		"f=/proc/sys/kernel/modprobe; v=$(cat $f); printf %s \"$v\" >$f",
+		"echo h >/proc/sysrq-trigger",
+		// Other processes of the VM, and its files.
+		"kill -0 $(pgrep -x tremplin)",
+		"test -e /mnt/stateful/incus",
 	} {
-		if got := s.root("if ( " + script + " ) > /dev/null 2>&1; then echo done; else echo refused; fi"); got != "refused" {
-			s.t.Errorf("in the container, root has %q %s", script, got)
+		try := "if ( " + script + " ) >/dev/null 2>&1; then echo done; else echo refused; fi"
+		if got := s.vmRoot(try); got != "done" {
+			s.t.Errorf("in the VM, root has %q %s", got, script)
+		}
+		if got := s.root(try); got != "refused" {
+			s.t.Errorf("in the container, root has %q %s", got, script)
 		}
 	}
-	// None of it has changed the VM.
-	if got := s.vmRoot("cat /proc/sys/kernel/core_pattern; test ! -e /opt/google/cros-containers/new && echo clean"); strings.Contains(got, "/tmp/x") || !strings.HasSuffix(got, "clean") {
-		s.t.Errorf("the VM says %q", got)
+	// The agents, which all containers have in common.
+	for _, script := range []string{
+		"touch /opt/google/cros-containers/new",
+		"unshare -m sh -c 'mount -o remount,rw,bind /opt/google/cros-containers; touch /opt/google/cros-containers/new'",
+	} {
+		s.root("! ( " + script + " ) >/dev/null 2>&1")
+	}
+	if got := s.vmRoot("ls /opt/google/cros-containers"); strings.Contains(got, "new") || !strings.Contains(got, "bin") {
+		s.t.Errorf("the agents' directory has %q", got)
 	}
 }
 
@@ -70,7 +77,7 @@ func (s *stack) system() {
 	if got := s.shell("systemctl --user is-enabled cros-garcon.service; sudo -n id -u"); got != "enabled\n0" {
 		s.t.Errorf("its user has %q", got)
 	}
-	if got := s.vmRoot("stat -c %u:%g /mnt/stateful/incus/storage-pools/default/containers/" + container + "/rootfs/home/alice"); got != "1000:1000" {
+	if got := s.vmRoot("stat -c %u:%g " + containerRoot + "/home/alice"); got != "1000:1000" {
 		s.t.Errorf("outside, the user's home is of %s", got)
 	}
 }

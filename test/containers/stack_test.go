@@ -29,6 +29,8 @@ const patience = 4 * time.Minute
 const (
 	vm        = "termina"
 	container = "penguin"
+	// containerRoot is where the VM has the container's files.
+	containerRoot = "/mnt/stateful/incus/storage-pools/default/containers/" + container + "/rootfs"
 )
 
 // A stack is both daemons on a private bus, and alice on it.
