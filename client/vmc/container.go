@@ -72,7 +72,7 @@ func (a *app) containerCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.user, "user", "", "`NAME` of the user in a new container (default: yours)")
-	f.BoolVar(&privileged, "privileged", false, "let root in the container be root of the VM, which VMs refuse so far; =false takes it back")
+	f.BoolVar(&privileged, "privileged", false, "let root in the container be root of the VM; =false takes it back")
 	f.Uint32Var(&o.timeout, "timeout", 1800, "`SECONDS` that all of it may take")
 	f.BoolVar(&o.noShell, "no-shell", false, "open no shell")
 	completeFlag(cmd, "user", words())

@@ -85,7 +85,7 @@ func (a *app) startContainerCommand() *cobra.Command {
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completeContainer(),
 	}
-	cmd.Flags().BoolVar(&privileged, "privileged", false, "let root in the container be root of the VM, which VMs refuse so far; =false takes it back")
+	cmd.Flags().BoolVar(&privileged, "privileged", false, "let root in the container be root of the VM; =false takes it back")
 	cmd.RunE = a.withContainer(func(ctx context.Context, f *follower, name string, _ []string) error {
 		level := ct.StartLxdContainerRequest_UNCHANGED
 		if cmd.Flags().Changed("privileged") {
