@@ -1,17 +1,9 @@
 package containers
 
 import (
-	"context"
-	"os"
-	"syscall"
 	"testing"
 
-	godbus "github.com/godbus/dbus/v5"
-	"google.golang.org/protobuf/proto"
-
-	"github.com/auberge-vm/auberge/dbus"
 	"github.com/auberge-vm/auberge/protos/ciceronepb"
-	"github.com/auberge-vm/auberge/protos/conciergepb"
 )
 
 // What dies in the middle of something long ends that with one signal, or what

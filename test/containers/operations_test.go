@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"syscall"
-	"testing"
 
 	godbus "github.com/godbus/dbus/v5"
 	"google.golang.org/protobuf/proto"
