@@ -258,17 +258,24 @@ func (s *rootShell) do(line string) (string, error) {
 	}
 }
 
+// besideIncus returns what is compared with the incus command: a VM in which
+// nothing runs, and the image's fingerprint.
+func (o *options) besideIncus(ctx context.Context) (*keeper, string, error) {
+	k, err := o.keeper(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := k.stopped(); err != nil {
+		return nil, "", err
+	}
+	fingerprint, err := k.image()
+	return k, fingerprint, err
+}
+
 // benchCreate measures making containers against the incus command in the same
 // guest, with the same image and profile.
 func benchCreate(ctx context.Context, o *options, t *table) error {
-	k, err := o.keeper(ctx)
-	if err != nil {
-		return err
-	}
-	if err := k.stopped(); err != nil {
-		return err
-	}
-	fingerprint, err := k.image()
+	k, fingerprint, err := o.besideIncus(ctx)
 	if err != nil {
 		return err
 	}
@@ -297,14 +304,7 @@ func benchCreate(ctx context.Context, o *options, t *table) error {
 
 // benchStart measures starting them likewise.
 func benchStart(ctx context.Context, o *options, t *table) error {
-	k, err := o.keeper(ctx)
-	if err != nil {
-		return err
-	}
-	if err := k.stopped(); err != nil {
-		return err
-	}
-	fingerprint, err := k.image()
+	k, fingerprint, err := o.besideIncus(ctx)
 	if err != nil {
 		return err
 	}
