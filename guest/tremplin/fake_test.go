@@ -36,6 +36,8 @@ type fakeIncus struct {
 	lists  int               // how often it was asked for all instances
 	asks   int               // and for one
 	events map[*websocket.Conn]bool
+
+	uploads func() // is called by one
 }
 
 // newFakeIncus is a server and its Incus, which has started.
@@ -106,6 +108,7 @@ func (f *fakeIncus) begin() {
 	mux.HandleFunc("GET /1.0/instances/{name}", f.instance)
 	mux.HandleFunc("PUT /1.0/instances/{name}/state", f.change(func(string) string { return incus.Running }))
 	mux.HandleFunc("DELETE /1.0/instances/{name}", f.change(func(string) string { return "" }))
+	mux.HandleFunc("POST /1.0/images", func(http.ResponseWriter, *http.Request) { f.uploads() })
 	srv := &http.Server{Handler: mux}
 	mux.Handle("GET /1.0/events", websocket.Handler(func(c *websocket.Conn) { f.listen(srv, c) }))
 	f.mu.Lock()

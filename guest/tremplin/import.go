@@ -170,13 +170,14 @@ func (m *importing) upload(ctx context.Context, mark string) (image string, coun
 		cleaned <- err
 	}()
 	image, err = m.s.incus.Upload(ctx, pr, url.Values{passingKey: {"import"}}.Encode())
+	if err != nil {
+		// The archive may be where nothing comes, and its reader with it.
+		cancel(fmt.Errorf("Incus does not take the archive: %w", err))
+	}
 	pr.Close()
 	<-cleaned
-	if cause := context.Cause(ctx); cause != nil && err != nil {
-		return "", counts, cause
-	}
 	if err != nil {
-		return "", counts, fmt.Errorf("Incus does not take the archive: %w", err)
+		return "", counts, context.Cause(ctx)
 	}
 	return image, counts, nil
 }

@@ -36,10 +36,7 @@ func TestARefusedTransferIsClosed(t *testing.T) {
 		}},
 	} {
 		const id = "01234567-89ab-cdef-0123-456789abcdef"
-		host, guest := net.Pipe()
-		s.moves.mu.Lock()
-		s.moves.waiting[id] = &transfer{conn: guest, late: time.NewTimer(time.Hour)}
-		s.moves.mu.Unlock()
+		host := s.moves.opened(id)
 		if got := c.ask(transferPrefix + id); !strings.Contains(got, c.want) {
 			t.Errorf("%s is refused with %q", c.what, got)
 		}
@@ -51,4 +48,26 @@ func TestARefusedTransferIsClosed(t *testing.T) {
 		}
 		host.Close()
 	}
+}
+
+// opened is the host's end of a transfer.
+func (t *transfers) opened(id string) net.Conn {
+	host, guest := net.Pipe()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waiting[id] = &transfer{conn: guest, late: time.NewTimer(time.Hour)}
+	return host
+}
+
+// An import ends with its Incus, also while nothing comes from the host.
+func TestAnImportEndsWithIncus(t *testing.T) {
+	f, s, host := newFakeIncus(t)
+	f.uploads = func() { f.end(); f.begin() }
+	const id = "01234567-89ab-cdef-0123-456789abcdef"
+	defer s.moves.opened(id).Close()
+	r, err := s.ImportContainer(t.Context(), &pb.ImportContainerRequest{ContainerName: "penguin", ImportPath: transferPrefix + id})
+	if err != nil || r.Status != pb.ImportContainerResponse_IMPORTING {
+		t.Fatalf("%v, %v", r, err)
+	}
+	eventually(t, "the host hears of its end", func() bool { return host.has("import of penguin FAILED: Incus does not take the archive") })
 }

@@ -231,6 +231,10 @@ func (l *listener) UpdateStartLxdStatus(_ context.Context, p *pb.StartLxdProgres
 	return l.hear("lxd " + p.Status.String())
 }
 
+func (l *listener) UpdateImportStatus(_ context.Context, p *pb.ContainerImportProgress) (*pb.EmptyMessage, error) {
+	return l.hear("import of " + p.ContainerName + " " + p.Status.String() + ": " + p.FailureReason)
+}
+
 func (l *listener) heard() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -38,7 +38,13 @@ type Client struct {
 // New returns a client of the server that listens, or will, at a socket.
 func New(socket string) *Client {
 	d := net.Dialer{Timeout: dialTimeout}
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", socket) }
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		conn, err := d.DialContext(ctx, "unix", socket)
+		if err != nil {
+			return nil, err
+		}
+		return &watchedConn{Conn: conn}, nil
+	}
 	return &Client{socket: socket, turn: make(chan struct{}, 1), wait: callWait, http: &http.Client{Transport: &http.Transport{
 		DialContext: dial, DisableCompression: true, MaxIdleConns: 4, MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second,
 	}}}

@@ -91,20 +91,20 @@ func writeForm(form *multipart.Writer, metadata, rootfs io.Reader) error {
 }
 
 // Upload gives the server an image of one archive, which it must not have yet.
-func (c *Client) Upload(ctx context.Context, archive io.Reader, properties string) (string, error) {
+func (c *Client) Upload(ctx context.Context, archive *io.PipeReader, properties string) (string, error) {
 	return c.upload(ctx, "application/octet-stream", archive, nil, properties)
 }
 
 // upload sends an image whose files' sum is sum, unless that is nil, once they
 // have been sent.
-func (c *Client) upload(ctx context.Context, kind string, body io.Reader, sum hash.Hash, properties string) (string, error) {
+func (c *Client) upload(ctx context.Context, kind string, body *io.PipeReader, sum hash.Hash, properties string) (string, error) {
 	h := http.Header{}
 	h.Set("Content-Type", kind)
 	h.Set("X-Incus-Public", "0")
 	if properties != "" {
 		h.Set("X-Incus-Properties", properties)
 	}
-	a, err := c.send(ctx, http.MethodPost, "/1.0/images", h, body, nil)
+	a, err := c.send(bounded(ctx, body), http.MethodPost, "/1.0/images", h, body, nil)
 	if err != nil {
 		return "", err
 	}
