@@ -371,7 +371,9 @@ func (v *vm) reportTransfer(kind opKind, name, signal string, sig proto.Message,
 	case !final:
 		v.emit(signal, sig)
 	case o.stream != nil && err == nil:
-		v.s.beginLocked(func() { v.finishStream(o, signal, sig) })
+		if o.stream.finish() {
+			v.s.beginLocked(func() { v.finishStream(o, signal, sig) })
+		}
 	default:
 		if kind == opImport && err == nil {
 			v.named(name)

@@ -1,0 +1,143 @@
+package cicerone
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
+)
+
+// streamFailed gives tremplin a moment to say itself why, unless it was the
+// caller's file, and ends the operation then.
+func (v *vm) streamFailed(o *operation, err error) {
+	var own fileError
+	if !errors.As(err, &own) {
+		t := time.NewTimer(streamWhy)
+		defer t.Stop()
+		select {
+		case <-o.done:
+			return
+		case <-t.C:
+		case <-v.ctx.Done():
+			return
+		}
+	}
+	v.fail(o, err)
+	ctx, cancel := context.WithTimeout(v.ctx, callTimeout)
+	defer cancel()
+	v.cancelTransfer(ctx, o.kind, o.container)
+}
+
+// finish says whether tremplin's word that it is done is the first one.
+func (s *stream) finish() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := !s.finishing
+	s.finishing = true
+	return first
+}
+
+func (s *stream) isFinishing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.finishing
+}
+
+// finishStream ends an operation that tremplin says is done when the caller's
+// file has everything too. A VM that has said so is not waited for for long;
+// the caller's file and its disk are, until somebody cancels that.
+func (v *vm) finishStream(o *operation, signal string, sig proto.Message) {
+	st := o.stream
+	t := time.NewTicker(streamEnd)
+	defer t.Stop()
+	for moved := st.moved.Load(); ; {
+		select {
+		case <-st.copied:
+			v.endStream(o, signal, sig)
+			return
+		case <-o.done:
+			return
+		case <-v.ctx.Done():
+			return
+		case <-t.C:
+		}
+		at, now := st.at.Load(), st.moved.Load()
+		if now == moved && (at == atGuest || o.kind == opImport) {
+			v.fail(o, errors.New("the VM says that it is done, and the stream does not end"))
+			return
+		}
+		v.stillStreams(o, sig, now != moved || at == atDisk)
+		moved = now
+	}
+}
+
+// stillStreams tells that an operation goes on of which the VM says no more;
+// with alive, it is nothing to give up either.
+func (v *vm) stillStreams(o *operation, sig proto.Message, alive bool) {
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	if v.ops[o.key()] != o {
+		return
+	}
+	if alive {
+		o.last = time.Now()
+	}
+	if p, ok := sig.(*pb.ExportLxdContainerProgressSignal); ok {
+		p = proto.CloneOf(p)
+		p.Status = pb.ExportLxdContainerProgressSignal_EXPORTING_STREAMING
+		v.emit(SignalExportLxdContainerProgress, p)
+	}
+}
+
+// endStream ends an operation at both ends of its stream.
+func (v *vm) endStream(o *operation, signal string, sig proto.Message) {
+	if err := o.stream.failed(); err != nil {
+		v.fail(o, err)
+		return
+	}
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	if o.kind == opImport {
+		v.named(o.container)
+	}
+	v.endOp(o, nil, signal, sig)
+}
+
+// cancelled ends an operation that somebody does not want any more. It is false
+// when that has ended already.
+func (v *vm) cancelled(o *operation) bool {
+	err := errors.New("the " + string(o.kind) + " was cancelled")
+	n, w := v.info.Name, v.info.Owner.Word
+	signal, msg := SignalExportLxdContainerProgress, proto.Message(&pb.ExportLxdContainerProgressSignal{VmName: n, ContainerName: o.container, OwnerId: w,
+		Status: pb.ExportLxdContainerProgressSignal_CANCELLED, FailureReason: err.Error()})
+	if o.kind == opImport {
+		signal, msg = SignalImportLxdContainerProgress, &pb.ImportLxdContainerProgressSignal{VmName: n, ContainerName: o.container, OwnerId: w,
+			Status: pb.ImportLxdContainerProgressSignal_CANCELLED, FailureReason: err.Error()}
+	}
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	if v.ops[o.key()] != o {
+		return false
+	}
+	v.endOp(o, err, signal, msg)
+	return true
+}
+
+// cancelOp ends an export or import: tremplin does, unless it has done its part
+// and the caller's file is waited for.
+func (v *vm) cancelOp(ctx context.Context, kind opKind, name string) (found bool, err error) {
+	v.s.mu.Lock()
+	o := v.ops[opKey{kind, name}]
+	var st *stream
+	if o != nil {
+		st = o.stream
+	}
+	v.s.mu.Unlock()
+	if kind == opExport && st != nil && st.isFinishing() && v.cancelled(o) {
+		return true, nil
+	}
+	return v.cancelTransfer(ctx, kind, name)
+}

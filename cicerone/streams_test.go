@@ -1,0 +1,186 @@
+package cicerone_test
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/auberge-vm/auberge/cicerone"
+	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
+	tpb "github.com/auberge-vm/auberge/protos/tremplinpb"
+	"github.com/auberge-vm/auberge/vsock"
+)
+
+// exporting is the next signal, which must be about an export of penguin.
+func exporting(w *world) *pb.ExportLxdContainerProgressSignal {
+	w.t.Helper()
+	return next[*pb.ExportLxdContainerProgressSignal](w, "ExportLxdContainerProgress")
+}
+
+// lastOf is the last signal of an export: that it goes on is told before.
+func lastOf(w *world) *pb.ExportLxdContainerProgressSignal {
+	w.t.Helper()
+	for {
+		if g := exporting(w); g.Status != pb.ExportLxdContainerProgressSignal_EXPORTING_STREAMING {
+			return g
+		}
+	}
+}
+
+// goesOn fails unless an export is said to go on so many times.
+func goesOn(w *world, times int) {
+	w.t.Helper()
+	for range times {
+		if g := exporting(w); g.Status != pb.ExportLxdContainerProgressSignal_EXPORTING_STREAMING || g.BytesExported != 9 {
+			w.t.Fatalf("%v", g)
+		}
+	}
+}
+
+func cancelExport(t *testing.T, s *cicerone.Service) {
+	t.Helper()
+	r, err := s.CancelExportLxdContainer(t.Context(), subject(), &pb.CancelExportLxdContainerRequest{VmName: "termina", InProgressContainerName: "penguin"})
+	if err != nil || r.Status != pb.CancelExportLxdContainerResponse_CANCEL_QUEUED {
+		t.Errorf("%v, %v", r, err)
+	}
+}
+
+// A disk that takes long is no failure of an export whose data is all there;
+// it goes on, and can be cancelled.
+func TestAnExportWaitsForTheDisk(t *testing.T) {
+	cicerone.StreamTimes(t, 10*time.Millisecond, time.Minute, time.Minute)
+	begun, free := make(chan struct{}, 10), make(chan struct{})
+	cicerone.SlowDisk(t, func(f *os.File) error {
+		begun <- struct{}{}
+		<-free
+		return f.Sync()
+	})
+	w := newWorld(t)
+	s := w.serve()
+	defer func() {
+		select {
+		case <-free:
+		default:
+			close(free)
+		}
+	}()
+	m, f := w.up(s, "termina", 33)
+	streams, names := m.transfers()
+	path := filepath.Join(w.dir, "export")
+	begin := func() {
+		t.Helper()
+		file, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		if err := s.ExportContainer(t.Context(), subject(), "termina", "penguin", file); err != nil {
+			t.Fatal(err)
+		}
+		<-names
+		c := <-streams
+		defer c.Close()
+		out := vsock.NewFrameWriter(c)
+		if _, err := out.Write([]byte("container")); err != nil {
+			t.Error(err)
+		}
+		if err := out.Close(); err != nil {
+			t.Error(err)
+		}
+		<-begun
+		// Twice is no more than once.
+		m.exported(tpb.ContainerExportProgress_DONE)
+		m.exported(tpb.ContainerExportProgress_DONE)
+		goesOn(w, 3)
+	}
+	// tremplin has nothing left to cancel.
+	begin()
+	cancelExport(t, s)
+	if g := lastOf(w); g.Status != pb.ExportLxdContainerProgressSignal_CANCELLED {
+		t.Errorf("%v", g)
+	}
+	if last[*tpb.CancelExportContainerRequest](f) != nil {
+		t.Error("tremplin is to cancel what it has done")
+	}
+	w.quiet()
+
+	begin()
+	close(free)
+	if g := lastOf(w); g.Status != pb.ExportLxdContainerProgressSignal_DONE {
+		t.Errorf("%v", g)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "container" {
+		t.Errorf("%q, %v", got, err)
+	}
+	w.quiet()
+}
+
+// What waits for the caller waits; what waits for a VM that has said that it is
+// done does not.
+func TestAnExportWaitsForWhoReadsIt(t *testing.T) {
+	cicerone.StreamTimes(t, time.Second, time.Minute, time.Minute)
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	streams, names := m.transfers()
+	begin := func() (r *os.File, c net.Conn) {
+		t.Helper()
+		r, p, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		if err := s.ExportContainer(t.Context(), subject(), "termina", "penguin", p); err != nil {
+			t.Fatal(err)
+		}
+		<-names
+		return r, <-streams
+	}
+	r, c := begin()
+	data := bytes.Repeat([]byte("container"), 100000)
+	sent := make(chan error, 1)
+	go func() {
+		defer c.Close()
+		out := vsock.NewFrameWriter(c)
+		_, err := out.Write(data)
+		if err == nil {
+			err = out.Close()
+		}
+		sent <- err
+	}()
+	eventually(t, "the pipe is full", func() bool {
+		n, err := unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n >= 60<<10
+	})
+	m.exported(tpb.ContainerExportProgress_DONE)
+	goesOn(w, 1)
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	if g := lastOf(w); g.Status != pb.ExportLxdContainerProgressSignal_DONE {
+		t.Errorf("%v", g)
+	}
+	r.Close()
+
+	r, c = begin()
+	defer r.Close()
+	defer c.Close()
+	m.exported(tpb.ContainerExportProgress_DONE)
+	if g := lastOf(w); g.Status != pb.ExportLxdContainerProgressSignal_FAILED || !strings.Contains(g.FailureReason, "does not end") {
+		t.Errorf("%v", g)
+	}
+	w.quiet()
+}
