@@ -11,24 +11,57 @@ import (
 )
 
 // streamFailed gives tremplin a moment to say itself why, unless it was the
-// caller's file, and ends the operation then.
-func (v *vm) streamFailed(o *operation, err error) {
+// caller's file, and ends the operation then. What somebody has cancelled ends
+// when tremplin has tidied up, and was not broken.
+func (v *vm) streamFailed(o *operation, st *stream, err error) {
 	var own fileError
-	if !errors.As(err, &own) {
-		t := time.NewTimer(streamWhy)
-		defer t.Stop()
-		select {
-		case <-o.done:
-			return
-		case <-t.C:
-		case <-v.ctx.Done():
-			return
+	if !errors.As(err, &own) && !st.cancelled() && v.endsWithin(o, streamWhy) {
+		return
+	}
+	if st.cancelled() {
+		if !v.endsWithin(o, streamCancel) {
+			v.cancelled(o)
 		}
+		return
 	}
 	v.fail(o, err)
 	ctx, cancel := context.WithTimeout(v.ctx, callTimeout)
 	defer cancel()
 	v.cancelTransfer(ctx, o.kind, o.container)
+}
+
+// endsWithin waits for the end of an operation, or of its VM.
+func (v *vm) endsWithin(o *operation, limit time.Duration) bool {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-o.done:
+	case <-v.ctx.Done():
+	case <-t.C:
+		return false
+	}
+	return true
+}
+
+// asked notes that tremplin is asked to cancel, before it can close the stream;
+// answered what it says to that.
+func (s *stream) asked() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cancels++
+}
+
+func (s *stream) answered(ends bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cancels--
+	s.unwanted = s.unwanted || ends
+}
+
+func (s *stream) cancelled() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unwanted || s.cancels > 0
 }
 
 // finish says whether tremplin's word that it is done is the first one.
@@ -95,7 +128,11 @@ func (v *vm) stillStreams(o *operation, sig proto.Message, alive bool) {
 // endStream ends an operation at both ends of its stream.
 func (v *vm) endStream(o *operation, signal string, sig proto.Message) {
 	if err := o.stream.failed(); err != nil {
-		v.fail(o, err)
+		if o.stream.cancelled() {
+			v.cancelled(o)
+		} else {
+			v.fail(o, err)
+		}
 		return
 	}
 	v.s.mu.Lock()
@@ -136,8 +173,18 @@ func (v *vm) cancelOp(ctx context.Context, kind opKind, name string) (found bool
 		st = o.stream
 	}
 	v.s.mu.Unlock()
-	if kind == opExport && st != nil && st.isFinishing() && v.cancelled(o) {
+	if st == nil {
+		return v.cancelTransfer(ctx, kind, name)
+	}
+	waits := func() bool { return kind == opExport && st.isFinishing() && v.cancelled(o) }
+	if waits() {
 		return true, nil
 	}
-	return v.cancelTransfer(ctx, kind, name)
+	st.asked()
+	found, err = v.cancelTransfer(ctx, kind, name)
+	st.answered(found || err != nil) // an answer that is lost may be either
+	if err == nil && !found && waits() {
+		return true, nil
+	}
+	return found, err
 }

@@ -44,6 +44,8 @@ type stream struct {
 	mu        sync.Mutex
 	err       error
 	finishing bool // tremplin has said that it is done
+	cancels   int  // that it was asked for, and has not answered
+	unwanted  bool // one of them may be what ends this
 }
 
 // What a stream may wait for.
@@ -184,7 +186,7 @@ func (v *vm) openStream(ctx context.Context, id string, kind opKind, f *callersF
 			st.mu.Unlock()
 			close(st.copied)
 			if err != nil && ctx.Err() == nil {
-				v.streamFailed(o, err)
+				v.streamFailed(o, st, err)
 			}
 		}
 		if f.used = v.s.beginLocked(run); !f.used {

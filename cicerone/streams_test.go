@@ -184,3 +184,82 @@ func TestAnExportWaitsForWhoReadsIt(t *testing.T) {
 	}
 	w.quiet()
 }
+
+// Who cancels learns that it was cancelled, however long the VM takes to tidy
+// up and whatever became of the stream before that.
+func TestACancelledExportIsCancelled(t *testing.T) {
+	begin := func(t *testing.T, w *world, s *cicerone.Service, streams chan net.Conn, container string) net.Conn {
+		t.Helper()
+		file, err := os.Create(filepath.Join(w.dir, container))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		if err := s.ExportContainer(t.Context(), subject(), "termina", container, file); err != nil {
+			t.Fatal(err)
+		}
+		return <-streams
+	}
+	t.Run("the VM takes long", func(t *testing.T) {
+		cicerone.StreamTimes(t, time.Minute, 100*time.Millisecond, time.Minute)
+		w := newWorld(t)
+		s := w.serve()
+		m, _ := w.up(s, "termina", 33)
+		streams, _ := m.transfers()
+		c := begin(t, w, s, streams, "penguin")
+		cancelExport(t, s)
+		c.Close()
+		begin(t, w, s, streams, "other").Close() // nobody cancels it, and nobody says why it broke
+		if g := exporting(w); g.ContainerName != "other" || g.Status != pb.ExportLxdContainerProgressSignal_FAILED || !strings.Contains(g.FailureReason, "broke") {
+			t.Errorf("%v", g)
+		}
+		m.exported(tpb.ContainerExportProgress_CANCELLED)
+		if g := exporting(w); g.ContainerName != "penguin" || g.Status != pb.ExportLxdContainerProgressSignal_CANCELLED {
+			t.Errorf("%v", g)
+		}
+		w.quiet()
+	})
+	t.Run("it is cancelled after the stream broke, and the VM says no more", func(t *testing.T) {
+		cicerone.StreamTimes(t, time.Minute, 3*time.Second, 50*time.Millisecond)
+		w := newWorld(t)
+		s := w.serve()
+		m, _ := w.up(s, "termina", 33)
+		streams, _ := m.transfers()
+		begin(t, w, s, streams, "penguin").Close()
+		cancelExport(t, s)
+		if g := exporting(w); g.Status != pb.ExportLxdContainerProgressSignal_CANCELLED {
+			t.Errorf("%v", g)
+		}
+		w.quiet()
+	})
+	t.Run("its reader goes as well", func(t *testing.T) {
+		cicerone.StreamTimes(t, time.Minute, time.Minute, time.Minute)
+		w := newWorld(t)
+		s := w.serve()
+		m, f := w.up(s, "termina", 33)
+		streams, _ := m.transfers()
+		r, p, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		if err := s.ExportContainer(t.Context(), subject(), "termina", "penguin", p); err != nil {
+			t.Fatal(err)
+		}
+		c := <-streams
+		defer c.Close()
+		cancelExport(t, s)
+		r.Close()
+		if _, err := vsock.NewFrameWriter(c).Write([]byte("container")); err != nil {
+			t.Error(err)
+		}
+		m.exported(tpb.ContainerExportProgress_CANCELLED)
+		if g := exporting(w); g.Status != pb.ExportLxdContainerProgressSignal_CANCELLED {
+			t.Errorf("%v", g)
+		}
+		if last[*tpb.CancelExportContainerRequest](f) == nil {
+			t.Error("tremplin does not know")
+		}
+		w.quiet()
+	})
+}
