@@ -56,6 +56,7 @@ func (w writing) Write(p []byte) (int, error) {
 	w.s.at.Store(w.at)
 	n, err := w.w.Write(p)
 	w.s.moved.Add(int64(n))
+	w.s.sent.Add(int64(n))
 	return n, err
 }
 
@@ -70,6 +71,18 @@ func (r reading) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p)
 	r.s.moved.Add(int64(n))
 	return n, err
+}
+
+// upTo is how many percent of a file the VM has, which never are fewer than
+// before. What the VM says counts, if it says anything.
+func (s *stream) upTo(said uint32) uint32 {
+	if said == 0 && s.size > 0 {
+		said = uint32(min(float64(s.sent.Load())/float64(s.size), 1) * 100)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.percent = max(s.percent, said)
+	return s.percent
 }
 
 func explainStream(err error, what string) error {

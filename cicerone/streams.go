@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -40,12 +41,15 @@ type stream struct {
 
 	at    atomic.Int32 // the place that is waited for
 	moved atomic.Int64 // bytes that came from one end or went to the other
+	sent  atomic.Int64 // those that went
+	size  int64        // of what is sent; 0 where nobody knows it
 
 	mu        sync.Mutex
 	err       error
-	finishing bool // tremplin has said that it is done
-	cancels   int  // that it was asked for, and has not answered
-	unwanted  bool // one of them may be what ends this
+	finishing bool   // tremplin has said that it is done
+	cancels   int    // that it was asked for, and has not answered
+	unwanted  bool   // one of them may be what ends this
+	percent   uint32 // that was told
 }
 
 // What a stream may wait for.
@@ -93,6 +97,20 @@ type callersFile struct {
 	// used: it is closed by the goroutine that copies.
 	used   bool
 	closed func()
+}
+
+// rest is how much there is to read in a regular file from where the caller is
+// in it; of a pipe or socket nobody knows.
+func (f *callersFile) rest() int64 {
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
+		return 0
+	}
+	at, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0
+	}
+	return max(fi.Size()-at, 0)
 }
 
 func (f *callersFile) Close() error {
@@ -161,13 +179,14 @@ func (v *vm) openStream(ctx context.Context, id string, kind opKind, f *callersF
 		c.Close()
 		return nil, fmt.Errorf("open a stream to the VM: %w", err)
 	}
+	size := f.rest()
 	return func(o *operation) *stream {
 		if o == nil {
 			c.Close()
 			return nil
 		}
 		ctx, cancel := context.WithCancel(v.ctx)
-		st := &stream{cancel: cancel, copied: make(chan struct{})}
+		st := &stream{cancel: cancel, copied: make(chan struct{}), size: size}
 		run := func() {
 			defer cancel()
 			defer f.Close()

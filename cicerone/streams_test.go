@@ -263,3 +263,87 @@ func TestACancelledExportIsCancelled(t *testing.T) {
 		w.quiet()
 	})
 }
+
+// Of a file whose size is known it is told how much of it has been read, as the
+// VM cannot know it. It never goes back.
+func TestAnImportsPercent(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	streams, _ := m.transfers()
+	report := func(st tpb.ContainerImportProgress_Status, percent uint32, speed uint64) *pb.ImportLxdContainerProgressSignal {
+		t.Helper()
+		must(t)(m.tremplin.UpdateImportStatus(t.Context(), &tpb.ContainerImportProgress{ContainerName: "penguin", Status: st, ProgressPercent: percent, ProgressSpeed: speed}))
+		g := next[*pb.ImportLxdContainerProgressSignal](w, "ImportLxdContainerProgress")
+		if g.ProgressSpeed != speed {
+			t.Errorf("%v", g)
+		}
+		return g
+	}
+	const before, size = 3 << 20, 8 << 20
+	file, err := os.Create(filepath.Join(w.dir, "archive"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := file.Truncate(before + size); err != nil {
+		t.Fatal(err)
+	}
+	// What the caller has read already is no part of it.
+	if _, err := file.Seek(before, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.ImportContainer(t.Context(), subject(), "termina", "penguin", file); err != nil {
+		t.Fatal(err)
+	}
+	c := <-streams
+	in := vsock.NewFrameReader(c)
+	const upload = tpb.ContainerImportProgress_IMPORTING_UPLOAD
+	if g := report(upload, 0, 7); g.ProgressPercent > 30 { // what fits between the two ends
+		t.Errorf("%v", g)
+	}
+	if _, err := io.CopyN(io.Discard, in, size/2); err != nil {
+		t.Fatal(err)
+	}
+	half := report(upload, 0, 8)
+	if half.ProgressPercent < 45 || half.ProgressPercent > 80 {
+		t.Errorf("%v", half)
+	}
+	if g := report(upload, 1, 9); g.ProgressPercent < half.ProgressPercent {
+		t.Errorf("it goes back: %v", g)
+	}
+	if n, err := io.Copy(io.Discard, in); err != nil || n != size-size/2 {
+		t.Errorf("%d bytes more, %v", n, err)
+	}
+	if g := report(upload, 0, 0); g.ProgressPercent != 100 {
+		t.Errorf("%v", g)
+	}
+	if g := report(tpb.ContainerImportProgress_IMPORTING_UNPACK, 0, 0); g.ProgressPercent != 0 {
+		t.Errorf("%v", g)
+	}
+	report(tpb.ContainerImportProgress_DONE, 100, 0)
+	c.Close()
+
+	// Nobody knows how much comes by a pipe.
+	r, p, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer p.Close()
+	if err := s.ImportContainer(t.Context(), subject(), "termina", "penguin", r); err != nil {
+		t.Fatal(err)
+	}
+	c = <-streams
+	defer c.Close()
+	if _, err := p.Write([]byte("container")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(io.Discard, vsock.NewFrameReader(c), 9); err != nil {
+		t.Fatal(err)
+	}
+	if g := report(upload, 0, 0); g.ProgressPercent != 0 {
+		t.Errorf("%v", g)
+	}
+	w.quiet()
+}
