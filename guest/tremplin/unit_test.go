@@ -3,6 +3,7 @@ package tremplin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -229,6 +230,14 @@ func (l *listener) UpdateStartStatus(_ context.Context, p *pb.ContainerStartProg
 
 func (l *listener) UpdateStartLxdStatus(_ context.Context, p *pb.StartLxdProgress) (*pb.EmptyMessage, error) {
 	return l.hear("lxd " + p.Status.String())
+}
+
+func (l *listener) UpdateExportStatus(_ context.Context, p *pb.ContainerExportProgress) (*pb.EmptyMessage, error) {
+	return l.hear(fmt.Sprintf("%s %s %d/s", p.ContainerName, p.Status, p.ProgressSpeed))
+}
+
+func (l *listener) UpdateImportStatus(_ context.Context, p *pb.ContainerImportProgress) (*pb.EmptyMessage, error) {
+	return l.hear(fmt.Sprintf("%s %s %d%% %d/s", p.ContainerName, p.Status, p.ProgressPercent, p.ProgressSpeed))
 }
 
 func (l *listener) heard() []string {
