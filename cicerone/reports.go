@@ -63,7 +63,7 @@ func (l tremplinListener) TremplinReady(ctx context.Context, _ *tpb.TremplinStar
 		return done, nil
 	}
 	if v.ready {
-		v.endOps(func(o *operation) bool { return !o.kind.ofAgent() }, "tremplin was started anew in the middle of it")
+		v.endOps(func(o *operation) bool { return !o.kind.ofAgent() && !o.outlives() }, "tremplin was started anew in the middle of it")
 		// Who waits for the first one is not to be told that it failed.
 		v.lxdErr, v.lxdFails = "tremplin was started anew", v.lxdFails+1
 	}

@@ -79,6 +79,12 @@ func (s *stream) isFinishing() bool {
 	return s.finishing
 }
 
+// outlives says that tremplin has no more to do with an export: the caller's
+// disk takes what is all there. mu is held.
+func (o *operation) outlives() bool {
+	return o.kind == opExport && o.stream != nil && o.stream.isFinishing() && o.stream.at.Load() == atDisk
+}
+
 // finishStream ends an operation that tremplin says is done when the caller's
 // file has everything too. A VM that has said so is not waited for for long;
 // the caller's file and its disk are, until somebody cancels that.

@@ -112,6 +112,19 @@ func TestAnExportWaitsForTheDisk(t *testing.T) {
 	w.quiet()
 
 	begin()
+	// What tremplin has done is not lost with it.
+	must(t)(m.tremplin.TremplinReady(t.Context(), &tpb.TremplinStartupInfo{}))
+	for started := false; !started; {
+		select {
+		case g := <-w.signals:
+			if e, ok := g.msg.(*pb.ExportLxdContainerProgressSignal); ok && e.Status != pb.ExportLxdContainerProgressSignal_EXPORTING_STREAMING {
+				t.Errorf("%v", e)
+			}
+			started = g.name == "TremplinStarted"
+		case <-time.After(patience):
+			t.Fatal("tremplin did not start anew")
+		}
+	}
 	close(free)
 	if g := lastOf(w); g.Status != pb.ExportLxdContainerProgressSignal_DONE {
 		t.Errorf("%v", g)
