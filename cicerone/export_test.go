@@ -1,5 +1,11 @@
 package cicerone
 
+import (
+	"os"
+	"testing"
+	"time"
+)
+
 // HostURL is a URL of a container in the terms of the host.
 var HostURL = hostURL
 
@@ -18,4 +24,19 @@ func Forgive(s *Service, cid uint32) {
 	for _, w := range all {
 		w.n = 0
 	}
+}
+
+// StreamTimes shortens for a test what is waited for at the end of a stream. It
+// comes before the service, which ends before the times are as they were.
+func StreamTimes(t *testing.T, end, why, cancel time.Duration) {
+	oldEnd, oldWhy, oldCancel := streamEnd, streamWhy, streamCancel
+	streamEnd, streamWhy, streamCancel = end, why, cancel
+	t.Cleanup(func() { streamEnd, streamWhy, streamCancel = oldEnd, oldWhy, oldCancel })
+}
+
+// SlowDisk puts a disk in the place of the machine's, under the same rule.
+func SlowDisk(t *testing.T, sync func(*os.File) error) {
+	old := syncDisk
+	syncDisk = sync
+	t.Cleanup(func() { syncDisk = old })
 }

@@ -63,7 +63,7 @@ func (l tremplinListener) TremplinReady(ctx context.Context, _ *tpb.TremplinStar
 		return done, nil
 	}
 	if v.ready {
-		v.endOps(func(o *operation) bool { return !o.kind.ofAgent() }, "tremplin was started anew in the middle of it")
+		v.endOps(func(o *operation) bool { return !o.kind.ofAgent() && !o.outlives() }, "tremplin was started anew in the middle of it")
 		// Who waits for the first one is not to be told that it failed.
 		v.lxdErr, v.lxdFails = "tremplin was started anew", v.lxdFails+1
 	}
@@ -324,7 +324,7 @@ func (l tremplinListener) UpdateExportStatus(_ context.Context, r *tpb.Container
 	why := wire.Words(r.GetFailureReason())
 	// The numbers of both enumerations are the same.
 	sig := &pb.ExportLxdContainerProgressSignal{VmName: v.info.Name, ContainerName: name, OwnerId: v.info.Owner.Word,
-		Status: pb.ExportLxdContainerProgressSignal_Status(r.GetStatus()), FailureReason: why,
+		Status: pb.ExportLxdContainerProgressSignal_Status(r.GetStatus()), FailureReason: why, ProgressSpeed: r.GetProgressSpeed(),
 		TotalInputFiles: r.GetTotalInputFiles(), TotalInputBytes: r.GetTotalInputBytes(),
 		InputFilesStreamed: r.GetInputFilesStreamed(), InputBytesStreamed: r.GetInputBytesStreamed(), BytesExported: r.GetBytesExported()}
 	switch r.GetStatus() {
@@ -369,9 +369,14 @@ func (v *vm) reportTransfer(kind opKind, name, signal string, sig proto.Message,
 	switch {
 	case o == nil:
 	case !final:
+		if p, ok := sig.(*pb.ImportLxdContainerProgressSignal); ok && o.stream != nil && p.Status == pb.ImportLxdContainerProgressSignal_IMPORTING_UPLOAD {
+			p.ProgressPercent = o.stream.upTo(p.ProgressPercent)
+		}
 		v.emit(signal, sig)
 	case o.stream != nil && err == nil:
-		v.s.beginLocked(func() { v.finishStream(o, signal, sig) })
+		if o.stream.finish() {
+			v.s.beginLocked(func() { v.finishStream(o, signal, sig) })
+		}
 	default:
 		if kind == opImport && err == nil {
 			v.named(name)

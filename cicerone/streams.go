@@ -7,11 +7,11 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/guestlink/wire"
 	"github.com/auberge-vm/auberge/vsock"
@@ -20,18 +20,44 @@ import (
 // streamScheme is how tremplin is told to use a stream for a file.
 const streamScheme = "transfer:"
 
-// streamEnd is how long the two ends of a stream may differ in when they are
-// done.
-const streamEnd = time.Minute
+// Tests have less time.
+var (
+	// streamEnd is how long nothing may come of a stream's data when tremplin
+	// says that it is done.
+	streamEnd = time.Minute
+	// streamWhy is how long tremplin has to say why a stream broke.
+	streamWhy = 2 * connectTimeout
+	// streamCancel is how long it may take to tidy up what was cancelled: it
+	// gives Incus two minutes.
+	streamCancel = 5 * time.Minute
+	// syncDisk brings a file to its disk.
+	syncDisk = (*os.File).Sync
+)
 
 // A stream copies between a caller's file and tremplin.
 type stream struct {
 	cancel context.CancelFunc
 	copied chan struct{} // closed when err is set
 
-	mu  sync.Mutex
-	err error
+	at    atomic.Int32 // the place that is waited for
+	moved atomic.Int64 // bytes that came from one end or went to the other
+	sent  atomic.Int64 // those that went
+	size  int64        // of what is sent; 0 where nobody knows it
+
+	mu        sync.Mutex
+	err       error
+	finishing bool   // tremplin has said that it is done
+	cancels   int    // that it was asked for, and has not answered
+	unwanted  bool   // one of them may be what ends this
+	percent   uint32 // that was told
 }
+
+// What a stream may wait for.
+const (
+	atGuest int32 = iota
+	atFile
+	atDisk // which takes what the file has
+)
 
 func (s *stream) failed() error {
 	s.mu.Lock()
@@ -71,6 +97,20 @@ type callersFile struct {
 	// used: it is closed by the goroutine that copies.
 	used   bool
 	closed func()
+}
+
+// rest is how much there is to read in a regular file from where the caller is
+// in it; of a pipe or socket nobody knows.
+func (f *callersFile) rest() int64 {
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
+		return 0
+	}
+	at, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0
+	}
+	return max(fi.Size()-at, 0)
 }
 
 func (f *callersFile) Close() error {
@@ -139,13 +179,14 @@ func (v *vm) openStream(ctx context.Context, id string, kind opKind, f *callersF
 		c.Close()
 		return nil, fmt.Errorf("open a stream to the VM: %w", err)
 	}
+	size := f.rest()
 	return func(o *operation) *stream {
 		if o == nil {
 			c.Close()
 			return nil
 		}
 		ctx, cancel := context.WithCancel(v.ctx)
-		st := &stream{cancel: cancel, copied: make(chan struct{})}
+		st := &stream{cancel: cancel, copied: make(chan struct{}), size: size}
 		run := func() {
 			defer cancel()
 			defer f.Close()
@@ -155,7 +196,7 @@ func (v *vm) openStream(ctx context.Context, id string, kind opKind, f *callersF
 				f.SetDeadline(time.Unix(1, 0)) // no error matters: a regular file takes no time
 			})
 			defer stop()
-			err := copyStream(kind, c, f.File)
+			err := st.copy(kind, c, f.File)
 			if ctx.Err() != nil {
 				err = errors.New("given up")
 			}
@@ -164,7 +205,7 @@ func (v *vm) openStream(ctx context.Context, id string, kind opKind, f *callersF
 			st.mu.Unlock()
 			close(st.copied)
 			if err != nil && ctx.Err() == nil {
-				v.streamFailed(o, err)
+				v.streamFailed(o, st, err)
 			}
 		}
 		if f.used = v.s.beginLocked(run); !f.used {
@@ -175,118 +216,4 @@ func (v *vm) openStream(ctx context.Context, id string, kind opKind, f *callersF
 		}
 		return st
 	}, nil
-}
-
-// fileError is one of the caller's file.
-type fileError struct{ error }
-
-func (e fileError) Unwrap() error { return e.error }
-
-// copyStream copies until the end of the data, and says at which end it
-// failed.
-func copyStream(kind opKind, c io.ReadWriter, f *os.File) error {
-	buf := make([]byte, vsock.MaxFrame)
-	if kind == opExport {
-		_, err := io.CopyBuffer(ownWriter{f}, struct{ io.Reader }{vsock.NewFrameReader(c)}, buf)
-		if err == nil {
-			err = syncFile(f)
-		}
-		return explainStream(err, "write the container to the file")
-	}
-	w := vsock.NewFrameWriter(c)
-	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, ownReader{f}, buf); err != nil {
-		return explainStream(err, "read the container from the file") // without the end, the guest knows
-	}
-	return explainStream(w.Close(), "")
-}
-
-// syncFile brings a regular file to the disk: what was exported is often all
-// that is left.
-func syncFile(f *os.File) error {
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return nil
-	}
-	if err := f.Sync(); err != nil {
-		return fileError{err}
-	}
-	return nil
-}
-
-func explainStream(err error, what string) error {
-	var own fileError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &own):
-		return fmt.Errorf("%s: %w", what, own)
-	}
-	return fmt.Errorf("the stream with the VM broke: %w", err)
-}
-
-type ownWriter struct{ f *os.File }
-
-func (w ownWriter) Write(p []byte) (int, error) {
-	n, err := w.f.Write(p)
-	if err != nil {
-		err = fileError{err}
-	}
-	return n, err
-}
-
-type ownReader struct{ f *os.File }
-
-func (r ownReader) Read(p []byte) (int, error) {
-	n, err := r.f.Read(p)
-	if err != nil && err != io.EOF {
-		err = fileError{err}
-	}
-	return n, err
-}
-
-// streamFailed gives tremplin a moment to say itself why, unless it was the
-// caller's file, and ends the operation then.
-func (v *vm) streamFailed(o *operation, err error) {
-	var own fileError
-	if !errors.As(err, &own) {
-		t := time.NewTimer(2 * connectTimeout)
-		defer t.Stop()
-		select {
-		case <-o.done:
-			return
-		case <-t.C:
-		case <-v.ctx.Done():
-			return
-		}
-	}
-	v.fail(o, err)
-	ctx, cancel := context.WithTimeout(v.ctx, callTimeout)
-	defer cancel()
-	v.cancelTransfer(ctx, o.kind, o.container)
-}
-
-// finishStream ends an operation that tremplin says is done when the caller's
-// file has everything too.
-func (v *vm) finishStream(o *operation, signal string, sig proto.Message) {
-	t := time.NewTimer(streamEnd)
-	defer t.Stop()
-	select {
-	case <-o.stream.copied:
-	case <-o.done:
-		return
-	case <-v.ctx.Done():
-		return
-	case <-t.C:
-		v.fail(o, errors.New("the VM says that it is done, and the stream does not end"))
-		return
-	}
-	if err := o.stream.failed(); err != nil {
-		v.fail(o, err)
-		return
-	}
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	if o.kind == opImport {
-		v.named(o.container)
-	}
-	v.endOp(o, nil, signal, sig)
 }

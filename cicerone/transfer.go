@@ -213,5 +213,5 @@ func (s *Service) cancel(ctx context.Context, sub policy.Subject, kind opKind, v
 	}
 	ctx, stop := context.WithTimeout(ctx, callTimeout)
 	defer stop()
-	return v.cancelTransfer(ctx, kind, name)
+	return v.cancelOp(ctx, kind, name)
 }

@@ -3,6 +3,7 @@ package vmc
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -231,7 +232,25 @@ func TestArchives(t *testing.T) {
 	if h.status("z") != "stopped" {
 		t.Error("nothing was imported")
 	}
-	for text, says := range map[string]string{"large": "has 1 GiB free, and the container needs 3 GiB", "arm": "it is for aarch64 processors, and this VM has x86_64"} {
+	slow := filepath.Join(dir, "slow")
+	if err := os.WriteFile(slow, []byte("slow"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.try(bus.Address, 0, "", "z: reading, 0 %\nz: reading, 30 %\nz: reading, 60 %\nz: unpacking\n", "import-container", "vm", "z", slow)
+	os.Remove(slow)
+	// What is not known is not said to be nothing.
+	in, p, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	p.WriteString("archive")
+	p.Close()
+	var errs bytes.Buffer
+	if code := Main(t.Context(), []string{"--bus", bus.Address, "import-container", "vm", "z", "-"}, in, io.Discard, &errs); code != 0 || !strings.Contains(errs.String(), "z: reading\nz: unpacking\n") {
+		t.Errorf("code %d, %q", code, &errs)
+	}
+	for text, says := range map[string]string{"large": "has 1 GiB free, and the container needs at least 3 GiB", "arm": "it is for aarch64 processors, and this VM has x86_64"} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -253,11 +272,11 @@ func TestArchives(t *testing.T) {
 	// Being interrupted cancels it, and what there is of it goes.
 	began := make(chan struct{}, 1)
 	h.on("ExportContainer", func(string) error { began <- struct{}{}; return nil })
-	p := begin(t, "export-container", "vm", "x", file, "--bus", bus.Address)
+	vmc := begin(t, "export-container", "vm", "x", file, "--bus", bus.Address)
 	await(t, began)
-	p.interrupt()
-	p.ends(1)
-	p.errs.find("export the container x: cancelled")
+	vmc.interrupt()
+	vmc.ends(1)
+	vmc.errs.find("export the container x: cancelled")
 	empty(t, dir)
 }
 

@@ -320,7 +320,16 @@ func (h *house) ImportContainer(_ context.Context, _ policy.Subject, _, containe
 	default:
 		h.set(container, "stopped")
 	}
-	h.say(&ct.ImportLxdContainerProgressSignal{ContainerName: container, Status: ct.ImportLxdContainerProgressSignal_IMPORTING_UPLOAD, ProgressPercent: 30})
+	percents := []uint32{30}
+	if string(b) == "slow" {
+		percents = []uint32{0, 30, 60}
+	} else if fi, err := in.Stat(); err == nil && !fi.Mode().IsRegular() {
+		percents = []uint32{0} // nobody knows
+	}
+	for _, p := range percents {
+		h.say(&ct.ImportLxdContainerProgressSignal{ContainerName: container, Status: ct.ImportLxdContainerProgressSignal_IMPORTING_UPLOAD, ProgressPercent: p})
+	}
+	h.say(&ct.ImportLxdContainerProgressSignal{ContainerName: container, Status: ct.ImportLxdContainerProgressSignal_IMPORTING_UNPACK})
 	h.say(last)
 	return nil
 }

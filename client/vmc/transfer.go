@@ -122,6 +122,15 @@ func percentOf(done, all uint64, otherwise uint32) int {
 	return int(min(float64(done)/float64(all), 1) * 100)
 }
 
+// known is how many percent have been done, or that nobody knows: where there
+// is no whole that they could be of, none are told.
+func known(percent uint32, whole bool) int {
+	if percent == 0 && !whole {
+		return -1
+	}
+	return int(min(percent, 100))
+}
+
 func (a *app) importContainerCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "import-container VM CONTAINER FILE",
@@ -154,6 +163,8 @@ func (a *app) importContainerCommand() *cobra.Command {
 
 func (a *app) importFrom(ctx context.Context, f *follower, name string, in *os.File) error {
 	what := "import the container " + name
+	fi, err := in.Stat()
+	sized := err == nil && fi.Mode().IsRegular()
 	if err := a.startLxd(ctx, f); err != nil {
 		return err
 	}
@@ -163,7 +174,7 @@ func (a *app) importFrom(ctx context.Context, f *follower, name string, in *os.F
 	if err := f.s.plain(context.WithoutCancel(ctx), "ImportContainer", []any{f.vm, a.owner, name, godbus.UnixFD(in.Fd())}); err != nil {
 		return err
 	}
-	err := f.await(ctx, a.transfer(f, name, what, "CancelImportLxdContainer", func(m proto.Message) (bool, error) {
+	err = f.await(ctx, a.transfer(f, name, what, "CancelImportLxdContainer", func(m proto.Message) (bool, error) {
 		s, ok := m.(*ct.ImportLxdContainerProgressSignal)
 		if !ok || s.ContainerName != name {
 			return false, nil
@@ -172,14 +183,14 @@ func (a *app) importFrom(ctx context.Context, f *follower, name string, in *os.F
 		case ct.ImportLxdContainerProgressSignal_DONE:
 			return true, nil
 		case ct.ImportLxdContainerProgressSignal_IMPORTING_UPLOAD:
-			r.say("reading", int(s.ProgressPercent))
+			r.say("reading", known(s.ProgressPercent, sized))
 		case ct.ImportLxdContainerProgressSignal_IMPORTING_UNPACK:
-			r.say("unpacking", int(s.ProgressPercent))
+			r.say("unpacking", known(s.ProgressPercent, false))
 		case ct.ImportLxdContainerProgressSignal_UNKNOWN:
 		case ct.ImportLxdContainerProgressSignal_FAILED_ARCHITECTURE:
 			return false, failed(what, fmt.Errorf("it is for %s processors, and this VM has %s", s.ArchitectureContainer, s.ArchitectureDevice))
 		case ct.ImportLxdContainerProgressSignal_FAILED_SPACE:
-			return false, failed(what, fmt.Errorf("the VM's disk has %s free, and the container needs %s; \"vmc resize %s SIZE\" makes the disk larger",
+			return false, failed(what, fmt.Errorf("the VM's disk has %s free, and the container needs at least %s; \"vmc resize %s SIZE\" makes the disk larger",
 				bytesWord(s.AvailableSpace), bytesWord(s.MinRequiredSpace), f.vm))
 		default:
 			return false, failed(what, ended(s.Status, s.FailureReason))

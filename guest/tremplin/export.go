@@ -134,7 +134,8 @@ type exporting struct {
 	total archive.Counts
 	done  archive.Counts
 	bytes uint64
-	told  time.Time
+	told  time.Time // when a notice was sent
+	was   uint64    // what had been written by then
 }
 
 func (e *exporting) do(ctx context.Context, i incus.Instance, out *sink) (err error) {
@@ -161,11 +162,7 @@ func (e *exporting) do(ctx context.Context, i incus.Instance, out *sink) (err er
 		return err
 	}
 	_, err = archive.Pack(e.counting(out), dir, ids.FromDisk, func(c archive.Counts) error {
-		e.done = c
-		if now := time.Now(); now.Sub(e.told) >= progressPause {
-			e.told = now
-			e.s.host.export(e.progress(pb.ContainerExportProgress_EXPORTING_STREAMING))
-		}
+		e.look(c)
 		return alive()
 	})
 	if err == nil {
@@ -175,6 +172,17 @@ func (e *exporting) do(ctx context.Context, i incus.Instance, out *sink) (err er
 		return err
 	}
 	return out.finish()
+}
+
+// look is called often while the archive is written.
+func (e *exporting) look(c archive.Counts) {
+	e.done = c
+	if now := time.Now(); now.Sub(e.told) >= progressPause {
+		p := e.progress(pb.ContainerExportProgress_EXPORTING_STREAMING)
+		p.ProgressSpeed = speed(e.told, now, e.bytes-e.was)
+		e.told, e.was = now, e.bytes
+		e.s.host.export(p)
+	}
 }
 
 func (e *exporting) progress(s pb.ContainerExportProgress_Status) *pb.ContainerExportProgress {

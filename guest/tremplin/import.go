@@ -87,10 +87,12 @@ func (e *architectureError) Error() string {
 	return fmt.Sprintf("the container is of the architecture %s, this VM of %s", e.container, e.device)
 }
 
+// A spaceError has what is free, and what is known to be needed beside what the
+// import has on the disk already.
 type spaceError struct{ available, required uint64 }
 
 func (e *spaceError) Error() string {
-	return fmt.Sprintf("the container needs %d MiB, and the VM's disk has %d MiB: make the disk larger", e.required>>20, e.available>>20)
+	return fmt.Sprintf("the container needs at least %d MiB, and the VM's disk has %d MiB free: make the disk larger", e.required>>20, e.available>>20)
 }
 
 type importing struct {
@@ -98,7 +100,8 @@ type importing struct {
 	name string
 	from *origin
 	read uint64
-	told time.Time
+	told time.Time // when a notice was sent
+	was  uint64    // what had been read by then
 }
 
 func (m *importing) do(ctx context.Context) error {
@@ -183,7 +186,7 @@ func (m *importing) upload(ctx context.Context, mark string) (image string, coun
 }
 
 // look is called often while the archive is read.
-func (m *importing) look(ctx context.Context, _ archive.Counts) error {
+func (m *importing) look(ctx context.Context, c archive.Counts) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -195,17 +198,20 @@ func (m *importing) look(ctx context.Context, _ archive.Counts) error {
 		percent = uint32(min(m.read*100/m.from.size, 100))
 	}
 	m.tell(pb.ContainerImportProgress_IMPORTING_UPLOAD, percent)
-	// What is compressed grows again; this only ends what cannot end well.
-	return m.room(0)
+	// All that was read is unpacked once more, and who knows what is to come:
+	// this only ends what cannot end well.
+	return m.room(c.Bytes)
 }
 
 // tell tells the host how far the import is, once a second at most.
 func (m *importing) tell(s pb.ContainerImportProgress_Status, percent uint32) {
-	if time.Since(m.told) < progressPause {
+	now := time.Now()
+	if now.Sub(m.told) < progressPause {
 		return
 	}
-	m.told = time.Now()
-	m.s.host.imported(&pb.ContainerImportProgress{ContainerName: m.name, Status: s, ProgressPercent: percent})
+	p := &pb.ContainerImportProgress{ContainerName: m.name, Status: s, ProgressPercent: percent, ProgressSpeed: speed(m.told, now, m.read-m.was)}
+	m.told, m.was = now, m.read
+	m.s.host.imported(p)
 }
 
 // architectures are the names of ours, Incus' first.

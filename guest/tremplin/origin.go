@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/auberge-vm/auberge/vsock"
 )
@@ -57,6 +58,15 @@ func gzipSize(f *os.File, size int64) uint64 {
 		return uint64(size)
 	}
 	return max(said, uint64(size))
+}
+
+// speed is how many bytes came in a second since the last notice; there is none
+// before the first.
+func speed(last, now time.Time, n uint64) uint64 {
+	if last.IsZero() || !now.After(last) {
+		return 0
+	}
+	return uint64(float64(n) / now.Sub(last).Seconds())
 }
 
 type countingReader struct {

@@ -69,5 +69,5 @@ func TestAnImportEndsWithIncus(t *testing.T) {
 	if err != nil || r.Status != pb.ImportContainerResponse_IMPORTING {
 		t.Fatalf("%v, %v", r, err)
 	}
-	eventually(t, "the host hears of its end", func() bool { return host.has("import of penguin FAILED: Incus does not take the archive") })
+	eventually(t, "the host hears of its end", func() bool { return host.has("penguin FAILED 0% 0/s Incus does not take the archive") })
 }

@@ -3,6 +3,7 @@ package tremplin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -231,8 +232,12 @@ func (l *listener) UpdateStartLxdStatus(_ context.Context, p *pb.StartLxdProgres
 	return l.hear("lxd " + p.Status.String())
 }
 
+func (l *listener) UpdateExportStatus(_ context.Context, p *pb.ContainerExportProgress) (*pb.EmptyMessage, error) {
+	return l.hear(fmt.Sprintf("%s %s %d/s", p.ContainerName, p.Status, p.ProgressSpeed))
+}
+
 func (l *listener) UpdateImportStatus(_ context.Context, p *pb.ContainerImportProgress) (*pb.EmptyMessage, error) {
-	return l.hear("import of " + p.ContainerName + " " + p.Status.String() + ": " + p.FailureReason)
+	return l.hear(fmt.Sprintf("%s %s %d%% %d/s %s", p.ContainerName, p.Status, p.ProgressPercent, p.ProgressSpeed, p.FailureReason))
 }
 
 func (l *listener) heard() []string {
