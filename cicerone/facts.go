@@ -19,7 +19,7 @@ import (
 	tpb "github.com/auberge-vm/auberge/protos/tremplinpb"
 )
 
-// GetContainerToken makes a token for a container's next start.
+// GetContainerToken returns the token for a container's next start.
 func (s *Service) GetContainerToken(_ context.Context, sub policy.Subject, req *pb.ContainerTokenRequest) (*pb.ContainerTokenResponse, error) {
 	name, err := orDefault(req.GetContainerName())
 	if err != nil {
@@ -29,7 +29,7 @@ func (s *Service) GetContainerToken(_ context.Context, sub policy.Subject, req *
 	if err != nil || !v.info.Containers {
 		return &pb.ContainerTokenResponse{}, nil
 	}
-	token, err := v.newToken(name)
+	token, _, err := v.nextToken(name)
 	if err != nil {
 		return nil, err
 	}

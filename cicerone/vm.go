@@ -80,7 +80,8 @@ type vm struct {
 type container struct {
 	name string
 	// token is what the agent is known by, pending what it will be known by
-	// after the next start.
+	// after the next start: one that has not begun, or that goes on, or of which
+	// nobody knows whether it has been.
 	token, pending string
 	running        bool
 	// left is when the agent said that it goes, until it is known what became
@@ -260,20 +261,31 @@ func (v *vm) sorted() []*container {
 	return all
 }
 
-// newToken makes a token for a container's next start.
-func (v *vm) newToken(name string) (string, error) {
-	token := uuid.NewString()
+// nextToken returns the token for a container's next start. It is made unless
+// there is one already, with which the container may have been started.
+func (v *vm) nextToken(name string) (token string, made bool, err error) {
 	v.s.mu.Lock()
 	c, err := v.known(name)
 	if err == nil {
-		c.pending = token
+		if made = c.pending == ""; made {
+			c.pending = uuid.NewString()
+		}
+		token = c.pending
 	}
 	v.s.mu.Unlock()
-	if err != nil {
-		return "", err
+	if made {
+		v.save()
 	}
-	v.save()
-	return token, nil
+	return token, made, err
+}
+
+// hasStarted says that a container's last start is over: it has, or had, that
+// token, and the one before is void; mu is held. When its agent has reported,
+// it is known already which it has.
+func (c *container) hasStarted() {
+	if c.pending != "" && !c.running && c.left.IsZero() {
+		c.token, c.pending = c.pending, ""
+	}
 }
 
 // down says that a container does not run any more; mu is held. Its agent's
