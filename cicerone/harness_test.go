@@ -2,10 +2,12 @@ package cicerone_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -296,16 +298,24 @@ type fakeTremplin struct {
 	create tpb.CreateContainerResponse_Status
 	start  tpb.StartContainerResponse_Status
 	info   tpb.GetContainerInfoResponse_Status
-	calls  []proto.Message
+	// address is what containers have, as the contract carries it.
+	address uint32
+	calls   []proto.Message
 	// zoneErr is what SetTimezone fails with.
 	zoneErr error
 }
 
 func newTremplin(m *machine) *fakeTremplin {
 	f := &fakeTremplin{lxd: tpb.StartLxdResponse_ALREADY_RUNNING, create: tpb.CreateContainerResponse_CREATING,
-		start: tpb.StartContainerResponse_STARTING, info: tpb.GetContainerInfoResponse_RUNNING}
+		start: tpb.StartContainerResponse_STARTING, info: tpb.GetContainerInfoResponse_RUNNING, address: wireAddress("100.115.192.5")}
 	m.agent(8890, func(s *grpc.Server) { tpb.RegisterTremplinServer(s, f) })
 	return f
+}
+
+// wireAddress is in network byte order, whatever this machine's.
+func wireAddress(text string) uint32 {
+	b := netip.MustParseAddr(text).As4()
+	return binary.NativeEndian.Uint32(b[:])
 }
 
 func (f *fakeTremplin) note(m proto.Message) {
@@ -371,7 +381,7 @@ func (f *fakeTremplin) SetUpUser(_ context.Context, r *tpb.SetUpUserRequest) (*t
 func (f *fakeTremplin) GetContainerInfo(_ context.Context, r *tpb.GetContainerInfoRequest) (*tpb.GetContainerInfoResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return &tpb.GetContainerInfoResponse{Status: f.info, Ipv4Address: 0x05c07364}, nil
+	return &tpb.GetContainerInfoResponse{Status: f.info, Ipv4Address: f.address}, nil
 }
 
 func (f *fakeTremplin) SetTimezone(_ context.Context, r *tpb.SetTimezoneRequest) (*tpb.SetTimezoneResponse, error) {
