@@ -134,7 +134,7 @@ func (l containerListener) mayOpen() error {
 	l.v.s.mu.Lock()
 	defer l.v.s.mu.Unlock()
 	if !l.v.openings.allow(time.Now()) {
-		return status.Error(codes.ResourceExhausted, "more than 10 in 15 seconds")
+		return status.Error(codes.ResourceExhausted, "the VM's containers have opened more than 10 URLs, terminals and file dialogs in 15 seconds: try again later")
 	}
 	return nil
 }
@@ -191,6 +191,9 @@ type dialog struct {
 func (l containerListener) SelectFile(ctx context.Context, r *cpb.SelectFileRequest) (*cpb.SelectFileResponse, error) {
 	c, err := l.runs(r.GetToken())
 	if err != nil {
+		return nil, err
+	}
+	if err := l.mayOpen(); err != nil {
 		return nil, err
 	}
 	if checkArguments(r.GetType(), r.GetTitle(), r.GetDefaultPath(), r.GetAllowedExtensions()) != nil {
