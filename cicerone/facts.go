@@ -96,6 +96,10 @@ func (s *Service) ListRunningContainers(_ context.Context, sub policy.Subject, _
 // the containers are known then that this service has made or started.
 var listed = regexp.MustCompile(`(?m)^container ([a-z][a-z0-9-]{0,62}): `)
 
+// unfinished begins the names of tremplin's own containers, which are not
+// whole yet or not any more.
+const unfinished = "auberge-"
+
 // ListContainers returns the containers of a VM that runs, those that do not
 // run as well.
 func (s *Service) ListContainers(ctx context.Context, sub policy.Subject, vmName string) ([]map[string]any, error) {
@@ -126,7 +130,7 @@ func (s *Service) ListContainers(ctx context.Context, sub policy.Subject, vmName
 	var missing []string
 	found := map[string]map[string]any{}
 	for name, there := range names {
-		if !there {
+		if !there || strings.HasPrefix(name, unfinished) {
 			continue
 		}
 		wg.Go(func() {

@@ -410,7 +410,7 @@ func (f *fakeTremplin) CancelExportContainer(_ context.Context, r *tpb.CancelExp
 }
 
 func (f *fakeTremplin) GetDebugInfo(context.Context, *tpb.GetDebugInfoRequest) (*tpb.GetDebugInfoResponse, error) {
-	return &tpb.GetDebugInfoResponse{DebugInformation: "Incus: 6.0\x1b[2J\ncontainer spare: Stopped, x86_64\n"}, nil
+	return &tpb.GetDebugInfoResponse{DebugInformation: "Incus: 6.0\x1b[2J\ncontainer spare: Stopped, x86_64\ncontainer auberge-import-18c: Stopped, x86_64\n"}, nil
 }
 
 // A fakeGarcon answers what all agents can.
