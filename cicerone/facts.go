@@ -211,7 +211,7 @@ func (s *Service) ListApplications(_ context.Context, sub policy.Subject, vmName
 		return nil, err
 	}
 	s.mu.Lock()
-	data := c.apps
+	data := c.kept[appList]
 	s.mu.Unlock()
 	if data == nil {
 		return &appspb.ApplicationList{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, VmType: v.appType()}, nil

@@ -61,6 +61,7 @@ type world struct {
 	leaving bool     // it goes when it has been asked for a VM
 	missed  int      // how often it was asked for VMs while it was away
 	lists   []*appspb.ApplicationList
+	types   []*appspb.MimeTypes
 	// slow is read from before a list is taken, if it is there.
 	slow    chan struct{}
 	urls    []string
@@ -186,8 +187,11 @@ func (w *world) UpdateApplicationList(_ context.Context, _ uint32, l *appspb.App
 	w.lists = append(w.lists, l)
 	return nil
 }
-func (w *world) UpdateMimeTypes(context.Context, uint32, *appspb.MimeTypes) error {
-	return cicerone.ErrNoDesktop
+func (w *world) UpdateMimeTypes(_ context.Context, _ uint32, types *appspb.MimeTypes) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.types = append(w.types, types)
+	return nil
 }
 func (w *world) LaunchTerminal(context.Context, uint32, *appspb.TerminalParams) error { return nil }
 func (w *world) SelectFile(_ context.Context, _ uint32, r *appspb.SelectFileRequest) error {
