@@ -283,6 +283,7 @@ func (v *vm) reportStart(name string, st tpb.ContainerStartProgress_Status, why 
 	switch {
 	case c == nil:
 	case err == nil:
+		c.left = time.Time{} // that was before
 		c.hasStarted()
 	default:
 		c.pending = ""

@@ -199,6 +199,17 @@ func TestTokensOfStarts(t *testing.T) {
 			x.isRefused(token)
 			x.isKnown(again)
 		},
+		"its agent had left, and of its stop was not heard": func(x *tokenTest) {
+			token := x.start(starting)
+			x.started()
+			x.isKnown(token)
+			must(x)(x.m.container.ContainerShutdown(x.Context(), &cpb.ContainerShutdownInfo{Token: token}))
+			again := x.start(starting)
+			x.started()
+			x.isRefused(token)
+			x.start(runs) // it does not go down any more
+			x.isKnown(again)
+		},
 		"it has stopped since, and its start was not heard of": func(x *tokenTest) {
 			token := x.start(starting)
 			x.lost()
