@@ -119,35 +119,57 @@ func TestLinesAreFew(t *testing.T) {
 	}
 }
 
-// Lists of applications, which are long, are few.
+// Lists, which are long, are few.
 func TestListsAreFew(t *testing.T) {
-	w := newWorld(t)
-	s := w.serve()
-	m, _ := w.up(s, "termina", 33)
-	token, _ := m.running(s, "penguin", 10000)
-	taken := 0
-	for range 100 {
-		_, err := m.container.UpdateApplicationList(t.Context(), &cpb.UpdateApplicationListRequest{Token: token})
-		switch status.Code(err) {
-		case codes.OK:
-			taken++
-		case codes.ResourceExhausted:
-		default:
-			t.Fatal(err)
-		}
+	for name, tell := range map[string]func(c cpb.ContainerListenerClient, token string, n int) error{
+		"apps": func(c cpb.ContainerListenerClient, token string, n int) error {
+			_, err := c.UpdateApplicationList(t.Context(), &cpb.UpdateApplicationListRequest{Token: token, Application: manyApplications()[:n]})
+			return err
+		},
+		"types": func(c cpb.ContainerListenerClient, token string, n int) error {
+			types := map[string]string{}
+			for i := range n {
+				types[fmt.Sprint(i)] = strings.Repeat("a", 250)
+			}
+			_, err := c.UpdateMimeTypes(t.Context(), &cpb.UpdateMimeTypesRequest{Token: token, MimeTypeMappings: types})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s := w.serve()
+			m, _ := w.up(s, "termina", 33)
+			token, _ := m.running(s, "penguin", 10000)
+			// Neither of too many entries nor of too many bytes.
+			for _, n := range []int{8193, 8192} {
+				if err := tell(m.container, token, n); status.Code(err) != codes.ResourceExhausted {
+					t.Errorf("%d entries: %v", n, err)
+				}
+			}
+			taken := 0
+			for range 100 {
+				switch err := tell(m.container, token, 1); status.Code(err) {
+				case codes.OK:
+					taken++
+				case codes.ResourceExhausted:
+				default:
+					t.Fatal(err)
+				}
+			}
+			if taken == 0 || taken > 50 {
+				t.Errorf("%d of a hundred lists are taken", taken)
+			}
+			// It goes with its container.
+			if n := len(glob(t, w, "*."+name)); n != 1 {
+				t.Fatalf("%d lists are stored", n)
+			}
+			if _, err := s.DeleteLxdContainer(t.Context(), subject(), &pb.DeleteLxdContainerRequest{VmName: "termina", ContainerName: "penguin"}); err != nil {
+				t.Fatal(err)
+			}
+			must(t)(m.tremplin.UpdateDeletionStatus(t.Context(), &tpb.ContainerDeletionProgress{ContainerName: "penguin", Status: tpb.ContainerDeletionProgress_DELETED}))
+			eventually(t, "the list is removed", func() bool { return len(glob(t, w, "*."+name)) == 0 })
+		})
 	}
-	if taken == 0 || taken > 50 {
-		t.Errorf("%d of a hundred lists are taken", taken)
-	}
-	// It goes with its container.
-	if n := len(glob(t, w, "*.apps")); n != 1 {
-		t.Fatalf("%d lists are stored", n)
-	}
-	if _, err := s.DeleteLxdContainer(t.Context(), subject(), &pb.DeleteLxdContainerRequest{VmName: "termina", ContainerName: "penguin"}); err != nil {
-		t.Fatal(err)
-	}
-	must(t)(m.tremplin.UpdateDeletionStatus(t.Context(), &tpb.ContainerDeletionProgress{ContainerName: "penguin", Status: tpb.ContainerDeletionProgress_DELETED}))
-	eventually(t, "the list is removed", func() bool { return len(glob(t, w, "*.apps")) == 0 })
 }
 
 // The lists of a VM's containers are bounded together: they are kept as long as

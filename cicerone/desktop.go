@@ -21,9 +21,8 @@ import (
 
 // What a container may ask of the desktop.
 const (
-	maxURL       = 8 << 10
-	maxParams    = 256
-	maxMimeTypes = 8192
+	maxURL    = 8 << 10
+	maxParams = 256
 )
 
 // shown is the answer to what was handed to the desktop. That nobody is there
@@ -50,19 +49,10 @@ func (l containerListener) UpdateApplicationList(ctx context.Context, r *cpb.Upd
 	if err != nil {
 		return nil, err
 	}
+	if err := l.mayTell(c, appList, len(r.GetApplication()), r); err != nil {
+		return nil, err
+	}
 	v := l.v
-	if n := len(r.GetApplication()); n > maxApps {
-		return nil, status.Errorf(codes.ResourceExhausted, "%d applications are more than %d", n, maxApps)
-	}
-	if proto.Size(r) > maxAppBytes {
-		return nil, status.Errorf(codes.ResourceExhausted, "the list is longer than %d bytes", maxAppBytes)
-	}
-	v.s.mu.Lock()
-	allowed := c.lists.allow(time.Now())
-	v.s.mu.Unlock()
-	if !allowed {
-		return nil, status.Errorf(codes.ResourceExhausted, "more than %d lists in %s", c.lists.limit, c.lists.span)
-	}
 	list := &appspb.ApplicationList{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, VmType: v.appType()}
 	for _, a := range r.GetApplication() {
 		app, err := appOf(a)
@@ -71,36 +61,7 @@ func (l containerListener) UpdateApplicationList(ctx context.Context, r *cpb.Upd
 		}
 		list.Apps = append(list.Apps, app)
 	}
-	if err := v.keepApps(c, list); err != nil {
-		return nil, status.Error(codes.ResourceExhausted, err.Error())
-	}
-	v.saveApps(c)
-	ctx, cancel := context.WithTimeout(ctx, desktopTimeout)
-	defer cancel()
-	return l.shown("list of applications", v.s.cfg.Desktop.UpdateApplicationList(ctx, v.info.Owner.UID, list))
-}
-
-// keepApps remembers what applications a container has.
-func (v *vm) keepApps(c *container, list *appspb.ApplicationList) error {
-	data, err := proto.Marshal(list)
-	if err != nil {
-		return err
-	}
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	all := len(data)
-	for _, o := range v.containers {
-		if o != c {
-			all += len(o.apps)
-		}
-	}
-	if all > maxAllAppBytes {
-		return fmt.Errorf("the lists of the VM's containers are together longer than %d bytes", maxAllAppBytes)
-	}
-	if c.running {
-		c.apps = data
-	}
-	return nil
+	return l.tellList(ctx, c, appList, list)
 }
 
 // appOf is what a container tells of an application in the desktop's terms:
@@ -119,14 +80,11 @@ func (l containerListener) UpdateMimeTypes(ctx context.Context, r *cpb.UpdateMim
 	if err != nil {
 		return nil, err
 	}
-	if n := len(r.GetMimeTypeMappings()); n > maxMimeTypes {
-		return nil, status.Errorf(codes.ResourceExhausted, "%d file types are more than %d", n, maxMimeTypes)
+	if err := l.mayTell(c, mimeList, len(r.GetMimeTypeMappings()), r); err != nil {
+		return nil, err
 	}
-	v := l.v
-	ctx, cancel := context.WithTimeout(ctx, desktopTimeout)
-	defer cancel()
-	return l.shown("file types", v.s.cfg.Desktop.UpdateMimeTypes(ctx, v.info.Owner.UID, &appspb.MimeTypes{
-		MimeTypeMappings: r.GetMimeTypeMappings(), VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word}))
+	return l.tellList(ctx, c, mimeList, &appspb.MimeTypes{MimeTypeMappings: r.GetMimeTypeMappings(),
+		VmName: l.v.info.Name, ContainerName: c.name, OwnerId: l.v.info.Owner.Word})
 }
 
 // mayOpen bounds what a VM's containers open on somebody's screen.
@@ -134,7 +92,7 @@ func (l containerListener) mayOpen() error {
 	l.v.s.mu.Lock()
 	defer l.v.s.mu.Unlock()
 	if !l.v.openings.allow(time.Now()) {
-		return status.Error(codes.ResourceExhausted, "more than 10 in 15 seconds")
+		return status.Error(codes.ResourceExhausted, "the VM's containers have opened more than 10 URLs, terminals and file dialogs in 15 seconds: try again later")
 	}
 	return nil
 }
@@ -191,6 +149,9 @@ type dialog struct {
 func (l containerListener) SelectFile(ctx context.Context, r *cpb.SelectFileRequest) (*cpb.SelectFileResponse, error) {
 	c, err := l.runs(r.GetToken())
 	if err != nil {
+		return nil, err
+	}
+	if err := l.mayOpen(); err != nil {
 		return nil, err
 	}
 	if checkArguments(r.GetType(), r.GetTitle(), r.GetDefaultPath(), r.GetAllowedExtensions()) != nil {

@@ -19,7 +19,7 @@ func Forgive(s *Service, cid uint32) {
 	defer s.mu.Unlock()
 	all := []*window{&v.openings, &v.messages, &v.strangers, &v.reports, &v.crashes, &v.metrics}
 	for _, c := range v.containers {
-		all = append(all, &c.messages, &c.lists)
+		all = append(all, &c.messages, &c.lists[appList], &c.lists[mimeList])
 	}
 	for _, w := range all {
 		w.n = 0

@@ -19,7 +19,7 @@ import (
 	tpb "github.com/auberge-vm/auberge/protos/tremplinpb"
 )
 
-// GetContainerToken makes a token for a container's next start.
+// GetContainerToken returns the token for a container's next start.
 func (s *Service) GetContainerToken(_ context.Context, sub policy.Subject, req *pb.ContainerTokenRequest) (*pb.ContainerTokenResponse, error) {
 	name, err := orDefault(req.GetContainerName())
 	if err != nil {
@@ -29,7 +29,7 @@ func (s *Service) GetContainerToken(_ context.Context, sub policy.Subject, req *
 	if err != nil || !v.info.Containers {
 		return &pb.ContainerTokenResponse{}, nil
 	}
-	token, err := v.newToken(name)
+	token, _, err := v.nextToken(name)
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +96,10 @@ func (s *Service) ListRunningContainers(_ context.Context, sub policy.Subject, _
 // the containers are known then that this service has made or started.
 var listed = regexp.MustCompile(`(?m)^container ([a-z][a-z0-9-]{0,62}): `)
 
+// unfinished begins the names of tremplin's own containers, which are not
+// whole yet or not any more.
+const unfinished = "auberge-"
+
 // ListContainers returns the containers of a VM that runs, those that do not
 // run as well.
 func (s *Service) ListContainers(ctx context.Context, sub policy.Subject, vmName string) ([]map[string]any, error) {
@@ -126,7 +130,7 @@ func (s *Service) ListContainers(ctx context.Context, sub policy.Subject, vmName
 	var missing []string
 	found := map[string]map[string]any{}
 	for name, there := range names {
-		if !there {
+		if !there || strings.HasPrefix(name, unfinished) {
 			continue
 		}
 		wg.Go(func() {
@@ -207,7 +211,7 @@ func (s *Service) ListApplications(_ context.Context, sub policy.Subject, vmName
 		return nil, err
 	}
 	s.mu.Lock()
-	data := c.apps
+	data := c.kept[appList]
 	s.mu.Unlock()
 	if data == nil {
 		return &appspb.ApplicationList{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, VmType: v.appType()}, nil

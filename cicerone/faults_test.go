@@ -296,6 +296,15 @@ func TestEnsureContainer(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+	// One that runs is left alone, also while something is done with it that
+	// keeps others from it.
+	f.set(func() { f.calls = nil })
+	if err := s.EnsureContainer(ctx, subject(), 33, "penguin", "ada"); err != nil {
+		t.Error(err)
+	}
+	if create, user, start := last[*tpb.CreateContainerRequest](f), last[*tpb.SetUpUserRequest](f), last[*tpb.StartContainerRequest](f); create != nil || user != nil || start != nil {
+		t.Errorf("of a container that runs the guest is asked %v, %v, %v", create, user, start)
+	}
 	if err := s.EnsureContainer(t.Context(), subject(), 99, "penguin", "ada"); err == nil {
 		t.Error("an unknown VM has a container")
 	}

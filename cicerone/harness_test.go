@@ -2,10 +2,12 @@ package cicerone_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,6 +61,7 @@ type world struct {
 	leaving bool     // it goes when it has been asked for a VM
 	missed  int      // how often it was asked for VMs while it was away
 	lists   []*appspb.ApplicationList
+	types   []*appspb.MimeTypes
 	// slow is read from before a list is taken, if it is there.
 	slow    chan struct{}
 	urls    []string
@@ -184,8 +187,11 @@ func (w *world) UpdateApplicationList(_ context.Context, _ uint32, l *appspb.App
 	w.lists = append(w.lists, l)
 	return nil
 }
-func (w *world) UpdateMimeTypes(context.Context, uint32, *appspb.MimeTypes) error {
-	return cicerone.ErrNoDesktop
+func (w *world) UpdateMimeTypes(_ context.Context, _ uint32, types *appspb.MimeTypes) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.types = append(w.types, types)
+	return nil
 }
 func (w *world) LaunchTerminal(context.Context, uint32, *appspb.TerminalParams) error { return nil }
 func (w *world) SelectFile(_ context.Context, _ uint32, r *appspb.SelectFileRequest) error {
@@ -296,16 +302,24 @@ type fakeTremplin struct {
 	create tpb.CreateContainerResponse_Status
 	start  tpb.StartContainerResponse_Status
 	info   tpb.GetContainerInfoResponse_Status
-	calls  []proto.Message
+	// address is what containers have, as the contract carries it.
+	address uint32
+	calls   []proto.Message
 	// zoneErr is what SetTimezone fails with.
 	zoneErr error
 }
 
 func newTremplin(m *machine) *fakeTremplin {
 	f := &fakeTremplin{lxd: tpb.StartLxdResponse_ALREADY_RUNNING, create: tpb.CreateContainerResponse_CREATING,
-		start: tpb.StartContainerResponse_STARTING, info: tpb.GetContainerInfoResponse_RUNNING}
+		start: tpb.StartContainerResponse_STARTING, info: tpb.GetContainerInfoResponse_RUNNING, address: wireAddress("100.115.192.5")}
 	m.agent(8890, func(s *grpc.Server) { tpb.RegisterTremplinServer(s, f) })
 	return f
+}
+
+// wireAddress is in network byte order, whatever this machine's.
+func wireAddress(text string) uint32 {
+	b := netip.MustParseAddr(text).As4()
+	return binary.NativeEndian.Uint32(b[:])
 }
 
 func (f *fakeTremplin) note(m proto.Message) {
@@ -371,7 +385,7 @@ func (f *fakeTremplin) SetUpUser(_ context.Context, r *tpb.SetUpUserRequest) (*t
 func (f *fakeTremplin) GetContainerInfo(_ context.Context, r *tpb.GetContainerInfoRequest) (*tpb.GetContainerInfoResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return &tpb.GetContainerInfoResponse{Status: f.info, Ipv4Address: 0x05c07364}, nil
+	return &tpb.GetContainerInfoResponse{Status: f.info, Ipv4Address: f.address}, nil
 }
 
 func (f *fakeTremplin) SetTimezone(_ context.Context, r *tpb.SetTimezoneRequest) (*tpb.SetTimezoneResponse, error) {
@@ -400,7 +414,7 @@ func (f *fakeTremplin) CancelExportContainer(_ context.Context, r *tpb.CancelExp
 }
 
 func (f *fakeTremplin) GetDebugInfo(context.Context, *tpb.GetDebugInfoRequest) (*tpb.GetDebugInfoResponse, error) {
-	return &tpb.GetDebugInfoResponse{DebugInformation: "Incus: 6.0\x1b[2J\ncontainer spare: Stopped, x86_64\n"}, nil
+	return &tpb.GetDebugInfoResponse{DebugInformation: "Incus: 6.0\x1b[2J\ncontainer spare: Stopped, x86_64\ncontainer auberge-import-18c: Stopped, x86_64\n"}, nil
 }
 
 // A fakeGarcon answers what all agents can.

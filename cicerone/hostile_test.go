@@ -220,6 +220,40 @@ func TestFileDialogs(t *testing.T) {
 	}
 }
 
+// A container that opens a dialog, takes it back and opens the next one does so
+// a few times only.
+func TestFileDialogsAgainAndAgain(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	token, _ := m.running(s, "penguin", 10000)
+	shown, refused := 0, 0
+	for range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		answer := make(chan error, 1)
+		go func() {
+			_, err := m.container.SelectFile(ctx, &cpb.SelectFileRequest{Token: token, Type: "open-file"})
+			answer <- err
+		}()
+		select {
+		case <-w.dialogs:
+			shown++
+			cancel()
+			<-answer
+		case err := <-answer:
+			cancel()
+			if status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "in 15 seconds") {
+				refused++
+			} else if !strings.Contains(err.Error(), "are open") { // one that was taken back may not have gone yet
+				t.Fatal(err)
+			}
+		}
+	}
+	if shown == 0 || shown > 100 || refused == 0 { // ten in 15 seconds, however long this takes
+		t.Errorf("%d of 200 are shown, %d are refused", shown, refused)
+	}
+}
+
 // URLs are the host's when the desktop gets them.
 func TestURLs(t *testing.T) {
 	w := newWorld(t)

@@ -156,8 +156,12 @@ func (v *vm) addressOf(ctx context.Context, name string) (string, error) {
 		if r.GetStatus() != tpb.GetContainerInfoResponse_RUNNING {
 			return "", status.Errorf(codes.FailedPrecondition, "%s is %s", name, r.GetStatus())
 		}
-		if a := r.GetIpv4Address(); a != 0 {
-			return networkOrder(a).String(), nil
+		if a := networkOrder(r.GetIpv4Address()); v.mayHave(a) {
+			return a.String(), nil
+		} else if !a.IsUnspecified() {
+			v.log.Warn("the guest gives a container an address that is not of the containers' network; it counts as none",
+				"container", name, "address", a, "network", v.info.ContainerSubnet)
+			return "", nil
 		}
 		select {
 		case <-t.C:
@@ -166,6 +170,16 @@ func (v *vm) addressOf(ctx context.Context, name string) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// mayHave says whether an address may be a container's: one elsewhere would lead
+// its user to what is not the container, such as the host itself.
+func (v *vm) mayHave(a netip.Addr) bool {
+	if v.info.ContainerSubnet == "" {
+		return a.IsGlobalUnicast()
+	}
+	p, err := netip.ParsePrefix(v.info.ContainerSubnet)
+	return err == nil && p.Contains(a)
 }
 
 // networkOrder reads an address as the contract carries it.

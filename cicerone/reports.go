@@ -260,7 +260,8 @@ func (v *vm) reportStart(name string, st tpb.ContainerStartProgress_Status, why 
 		return
 	}
 	sig := &pb.LxdContainerStartingSignal{VmName: v.info.Name, ContainerName: name, OwnerId: v.info.Owner.Word, FailureReason: why}
-	if c := v.containers[name]; c != nil {
+	c := v.containers[name]
+	if c != nil {
 		sig.OsRelease = c.os
 	}
 	var err error
@@ -278,6 +279,14 @@ func (v *vm) reportStart(name string, st tpb.ContainerStartProgress_Status, why 
 		sig.Status, err = pb.LxdContainerStartingSignal_FAILED, ended(false, "the container did not start", why)
 	default:
 		return
+	}
+	switch {
+	case c == nil:
+	case err == nil:
+		c.left = time.Time{} // that was before
+		c.hasStarted()
+	default:
+		c.pending = ""
 	}
 	v.endOp(o, err, SignalLxdContainerStarting, sig)
 }
@@ -407,6 +416,9 @@ func (v *vm) shutdown(name string, leaving bool) {
 	v.s.mu.Lock()
 	var unused *garcon.Client
 	if c := v.containers[name]; c != nil {
+		if v.ops[opKey{opStart, name}] == nil {
+			c.hasStarted()
+		}
 		c.left = time.Time{}
 		if leaving {
 			c.left = time.Now()

@@ -5,12 +5,10 @@ import (
 	"errors"
 
 	"google.golang.org/protobuf/proto"
-
-	"github.com/auberge-vm/auberge/protos/appspb"
 )
 
 // DesktopAppeared shows a user's desktop, which has just come, the applications
-// that are there: containers tell of changes only. A desktop that comes and goes
+// and file types that are there: containers tell of changes only. A desktop that comes and goes
 // all the time is shown them once at a time.
 func (s *Service) DesktopAppeared(ctx context.Context, owner uint32) {
 	s.mu.Lock()
@@ -34,32 +32,32 @@ func (s *Service) DesktopAppeared(ctx context.Context, owner uint32) {
 }
 
 func (s *Service) showAll(ctx context.Context, owner uint32) {
-	var lists [][]byte
+	type one struct {
+		kind listKind
+		data []byte
+	}
+	var lists []one
 	for _, v := range s.own(func(v *vm) bool { return v.key.uid == owner }) {
 		s.mu.Lock()
 		for _, c := range v.sorted() {
-			if c.apps != nil {
-				lists = append(lists, c.apps)
+			for kind, data := range c.kept {
+				if data != nil {
+					lists = append(lists, one{listKind(kind), data})
+				}
 			}
 		}
 		s.mu.Unlock()
 	}
-	for _, data := range lists {
-		list := &appspb.ApplicationList{}
-		if proto.Unmarshal(data, list) != nil {
+	for _, o := range lists {
+		l := kinds[o.kind].empty()
+		if proto.Unmarshal(o.data, l) != nil {
 			continue // it was written down by another version, and comes again with the next change
 		}
-		if err := s.showAgain(ctx, owner, list); err != nil {
+		if err := s.showList(ctx, owner, l); err != nil {
 			if !errors.Is(err, ErrNoDesktop) {
-				s.log.Warn("the user's desktop does not take what a container has", "what", "list of applications", "vm", list.VmName, "owner", list.OwnerId, "err", err)
+				s.log.Warn("the user's desktop does not take what a container has", "what", o.kind, "vm", l.GetVmName(), "owner", l.GetOwnerId(), "err", err)
 			}
 			return // it is asked again when it comes again
 		}
 	}
-}
-
-func (s *Service) showAgain(ctx context.Context, owner uint32, list *appspb.ApplicationList) error {
-	ctx, cancel := context.WithTimeout(ctx, desktopTimeout)
-	defer cancel()
-	return s.cfg.Desktop.UpdateApplicationList(ctx, owner, list)
 }

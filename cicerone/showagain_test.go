@@ -2,9 +2,10 @@ package cicerone_test
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"testing"
 
-	"github.com/auberge-vm/auberge/protos/appspb"
 	cpb "github.com/auberge-vm/auberge/protos/containerpb"
 )
 
@@ -18,26 +19,40 @@ func TestDesktopThatComes(t *testing.T) {
 		token, _ := m.running(s, "penguin", 10000)
 		must(t)(m.container.UpdateApplicationList(t.Context(), &cpb.UpdateApplicationListRequest{Token: token,
 			Application: []*cpb.Application{{DesktopFileId: "of-" + vm}}}))
+		must(t)(m.container.UpdateMimeTypes(t.Context(), &cpb.UpdateMimeTypesRequest{Token: token, MimeTypeMappings: map[string]string{vm: "text/plain"}}))
 		m.running(s, "silent", 10001) // which has told nothing
 	}
-	take := func() (lists []*appspb.ApplicationList) {
+	take := func() (shown []string) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		lists, w.lists = w.lists, nil
-		return lists
+		for _, l := range w.lists {
+			shown = append(shown, l.VmName+"/"+l.ContainerName+" has "+l.Apps[0].DesktopFileId)
+		}
+		for _, l := range w.types {
+			shown = append(shown, fmt.Sprintf("%s/%s of %s has %v", l.VmName, l.ContainerName, l.OwnerId, l.MimeTypeMappings))
+		}
+		w.lists, w.types = nil, nil
+		slices.Sort(shown)
+		return shown
 	}
-	take()
+	want := take()
+	if len(want) != 4 {
+		t.Fatalf("%q", want)
+	}
 	s.DesktopAppeared(t.Context(), uid+1)
 	if got := take(); len(got) > 0 {
-		t.Errorf("another user's desktop is shown %v", got)
+		t.Errorf("another user's desktop is shown %q", got)
 	}
 	s.DesktopAppeared(t.Context(), uid)
-	shown := map[string]string{}
-	for _, l := range take() {
-		shown[l.VmName+"/"+l.ContainerName] = l.Apps[0].DesktopFileId
+	if got := take(); !slices.Equal(got, want) {
+		t.Errorf("it is shown %q, not %q", got, want)
 	}
-	if len(shown) != 2 || shown["termina/penguin"] != "of-termina" || shown["other/penguin"] != "of-other" {
-		t.Errorf("it is shown %v", shown)
+	// The next run of the service knows them too.
+	s.Close()
+	s = w.serve()
+	s.DesktopAppeared(t.Context(), uid)
+	if got := take(); !slices.Equal(got, want) {
+		t.Errorf("by a service that was started anew it is shown %q, not %q", got, want)
 	}
 }
 

@@ -88,12 +88,21 @@ func (v *vm) start(req *tpb.StartContainerRequest) (*operation, error) {
 		}
 		ctx, cancel := context.WithTimeout(v.ctx, startTimeout)
 		defer cancel()
-		token, err := v.newToken(o.container)
+		token, made, err := v.nextToken(o.container)
 		if err != nil {
 			v.fail(o, err)
 			return
 		}
 		req.Token, req.Async = token, true
+		// unused voids the token when it was made for nothing. One that was there
+		// already may be that of a start before this one.
+		unused := func() {
+			v.s.mu.Lock()
+			defer v.s.mu.Unlock()
+			if c := v.containers[o.container]; made && c != nil && c.pending == token {
+				c.pending = ""
+			}
+		}
 		if req.HostPublicKey, req.ContainerPrivateKey, err = v.s.cfg.Concierge.ContainerKeys(ctx, v.info.CID, o.container); err != nil {
 			v.log.Warn("the container starts without keys: ssh will not get into it", "container", o.container, "err", err)
 		}
@@ -110,16 +119,14 @@ func (v *vm) start(req *tpb.StartContainerRequest) (*operation, error) {
 		case tpb.StartContainerResponse_STARTED:
 			v.reportStart(o.container, tpb.ContainerStartProgress_STARTED, "")
 		case tpb.StartContainerResponse_RUNNING:
+			unused()
 			v.s.mu.Lock()
-			// It has the token that it was started with.
-			if c := v.containers[o.container]; c != nil && c.pending == token && c.token != "" {
-				c.pending = ""
-			}
 			o.running = true
 			v.endOp(o, nil, SignalLxdContainerStarting, &pb.LxdContainerStartingSignal{VmName: v.info.Name, ContainerName: o.container,
 				OwnerId: v.info.Owner.Word, Status: pb.LxdContainerStartingSignal_STARTED, OsRelease: osRelease(r.GetOsRelease())})
 			v.s.mu.Unlock()
 		default:
+			unused()
 			v.fail(o, fmt.Errorf("start the container: the guest says: %s", wire.Words(r.GetFailureReason())))
 		}
 	})

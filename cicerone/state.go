@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/auberge-vm/auberge/guestlink/garcon"
 	"github.com/auberge-vm/auberge/policy"
@@ -57,8 +56,8 @@ type containerRecord struct {
 	// Watches are the paths of which changes are told.
 	Watches []string `json:"watches,omitempty"`
 
-	// apps are in a file of their own.
-	apps []byte
+	// kept are in files of their own.
+	kept [listKinds][]byte
 }
 
 type opRecord struct {
@@ -74,63 +73,6 @@ func (s *Service) recordPath(k key) string { return s.statePath(k, "json") }
 func (s *Service) statePath(k key, ending string) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%d\x00%s\x00%s", k.uid, k.label, k.name))
 	return filepath.Join(s.cfg.StateDir, hex.EncodeToString(sum[:16])+"."+ending)
-}
-
-// An agent sends its applications when they change, and that may be long ago
-// when this service is started anew: the last list is kept beside the record.
-func (s *Service) appsPath(k key, container string) string {
-	return s.statePath(k, container+".apps")
-}
-
-func (v *vm) saveApps(c *container) {
-	defer v.saveTurn()()
-	v.s.mu.Lock()
-	data := c.apps
-	gone := v.gone || v.s.vms[v.key] != v
-	v.s.mu.Unlock()
-	if data == nil || gone {
-		return
-	}
-	if err := renameio.WriteFile(v.s.appsPath(v.key, c.name), data, 0o600); err != nil {
-		v.log.Error("the applications of a container are not written down", "container", c.name, "err", err)
-	}
-}
-
-func (s *Service) readApps(k key, container string) []byte {
-	path := s.appsPath(k, container)
-	if fi, err := os.Stat(path); err != nil || fi.Size() > 2*maxAppBytes {
-		return nil
-	}
-	data, err := os.ReadFile(path)
-	if err != nil || proto.Unmarshal(data, &appspb.ApplicationList{}) != nil {
-		return nil // it comes again with the next change
-	}
-	return data
-}
-
-// removeApps removes the list of a container that was deleted.
-func (v *vm) removeApps(container string) {
-	defer v.saveTurn()()
-	v.s.mu.Lock()
-	c := v.containers[container] // there may be another one already
-	keep := v.gone || v.s.vms[v.key] != v || c != nil && c.apps != nil
-	v.s.mu.Unlock()
-	if keep {
-		return
-	}
-	if err := os.Remove(v.s.appsPath(v.key, container)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		v.log.Warn("the list of applications of a deleted container is left over", "container", container, "err", err)
-	}
-}
-
-func (s *Service) removeApps(k key) {
-	paths, err := filepath.Glob(s.appsPath(k, "*"))
-	for _, p := range paths {
-		err = errors.Join(err, os.Remove(p))
-	}
-	if err != nil {
-		s.log.Warn("lists of applications are left over", "err", err)
-	}
 }
 
 // snapshot is the VM as it is now; mu is held.
@@ -211,7 +153,7 @@ func (v *vm) save() {
 		return
 	}
 	if v.isGone() {
-		v.s.removeApps(v.key)
+		v.s.removeLists(v.key)
 	}
 	if err := v.s.write(v.key, r); err != nil {
 		v.log.Error("what must be known after a restart is not written down", "err", err)
@@ -325,7 +267,7 @@ func (s *Service) known(k key) record {
 	r, _ := readRecord(s.recordPath(k))
 	for i, c := range r.Containers {
 		if c.Running && checkContainer(c.Name) == nil {
-			r.Containers[i].apps = s.readApps(k, c.Name)
+			r.Containers[i].kept = s.readLists(k, c.Name)
 		}
 	}
 	return r
@@ -363,7 +305,7 @@ func (v *vm) restore(r record) {
 			c.watches[path] = true
 		}
 		if c.running {
-			c.apps = k.apps
+			c.kept = k.kept
 			c.garcon = garcon.NewClient(v.dialer(c.port))
 		}
 	}

@@ -73,8 +73,9 @@ func (s *Service) SetUpLxdContainerUser(ctx context.Context, sub policy.Subject,
 	return &pb.SetUpLxdContainerUserResponse{Status: st, FailureReason: wire.Words(r.GetFailureReason()), ContainerUsername: wire.Text(r.GetUsername(), 64)}, nil
 }
 
-// EnsureContainer returns when a container has started and has the user. It
-// creates one that is missing from the image that came with the VM.
+// EnsureContainer returns when a container has started and has the user, or the
+// one that it had before. It creates one that is missing from the image that
+// came with the VM, and asks nothing of one that runs: it may be busy.
 func (s *Service) EnsureContainer(ctx context.Context, _ policy.Subject, cid uint32, name, user string) error {
 	v := s.byCID(cid)
 	if v == nil {
@@ -86,6 +87,9 @@ func (s *Service) EnsureContainer(ctx context.Context, _ policy.Subject, cid uin
 	}
 	if v.containerless() {
 		return v.waitRunning(ctx, name)
+	}
+	if v.isUp(name) {
+		return nil
 	}
 	if err := v.startLxd(ctx, false); err != nil {
 		return err
@@ -113,6 +117,14 @@ func (s *Service) EnsureContainer(ctx context.Context, _ policy.Subject, cid uin
 		return err
 	}
 	return v.waitRunning(ctx, name)
+}
+
+// isUp says that a container's agent has reported, and nobody stops it.
+func (v *vm) isUp(name string) bool {
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	c := v.containers[name]
+	return c != nil && c.running && v.ops[opKey{opStop, name}] == nil
 }
 
 // await waits for an operation's end.

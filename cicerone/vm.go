@@ -22,16 +22,15 @@ import (
 
 // What is kept of one VM at most.
 const (
-	maxContainers  = 64
-	maxOperations  = 64
-	maxDialogs     = 8
-	maxInhibits    = 256     // of a container
-	maxWatches     = 128     // of a container
-	maxWatchBytes  = 8 << 10 // of their paths
-	maxSessions    = 1024
-	maxApps        = 4096
-	maxAppBytes    = 2 << 20 // of a container's list
-	maxAllAppBytes = 8 << 20 // of all containers' lists
+	maxContainers   = 64
+	maxOperations   = 64
+	maxDialogs      = 8
+	maxInhibits     = 256     // of a container
+	maxWatches      = 128     // of a container
+	maxWatchBytes   = 8 << 10 // of their paths
+	maxSessions     = 1024
+	maxListBytes    = 2 << 20 // of a list of a container
+	maxAllListBytes = 8 << 20 // of all containers' lists
 )
 
 // A vm is one that runs. What has no other guard is the service's mu's.
@@ -80,7 +79,8 @@ type vm struct {
 type container struct {
 	name string
 	// token is what the agent is known by, pending what it will be known by
-	// after the next start.
+	// after the next start: one that has not begun, or that goes on, or of which
+	// nobody knows whether it has been.
 	token, pending string
 	running        bool
 	// left is when the agent said that it goes, until it is known what became
@@ -93,15 +93,16 @@ type container struct {
 	user, home string
 	sftp       uint32
 	os         *pb.OsRelease
-	// apps is the last list of applications as its bytes: it takes many times
-	// as much when it is read.
-	apps     []byte
+	// kept are the last lists for the desktop as their bytes: they take many
+	// times as much when they are read.
+	kept     [listKinds][]byte
 	inhibits map[int32]bool
 	watches  map[string]bool
 	sessions map[int32]int32
 	// messages are what the agent says, so that it leaves some to those of the
-	// VM's other containers; lists are its lists of applications.
-	messages, lists window
+	// VM's other containers; lists are those for the desktop.
+	messages window
+	lists    [listKinds]window
 }
 
 // checkContainer accepts the name of a container.
@@ -224,8 +225,10 @@ func (v *vm) known(name string) (*container, error) {
 		return nil, fmt.Errorf("VM %q has %d containers already, the most that are looked after", v.info.Name, maxContainers)
 	}
 	c := &container{name: name, inhibits: map[int32]bool{}, watches: map[string]bool{}, sessions: map[int32]int32{},
-		messages: window{limit: 500, span: 10 * time.Second},
-		lists:    window{limit: 10, span: 10 * time.Second}}
+		messages: window{limit: 500, span: 10 * time.Second}}
+	for kind := range c.lists {
+		c.lists[kind] = window{limit: 10, span: 10 * time.Second}
+	}
 	v.containers[name] = c
 	v.named(name)
 	return c, nil
@@ -260,20 +263,31 @@ func (v *vm) sorted() []*container {
 	return all
 }
 
-// newToken makes a token for a container's next start.
-func (v *vm) newToken(name string) (string, error) {
-	token := uuid.NewString()
+// nextToken returns the token for a container's next start. It is made unless
+// there is one already, with which the container may have been started.
+func (v *vm) nextToken(name string) (token string, made bool, err error) {
 	v.s.mu.Lock()
 	c, err := v.known(name)
 	if err == nil {
-		c.pending = token
+		if made = c.pending == ""; made {
+			c.pending = uuid.NewString()
+		}
+		token = c.pending
 	}
 	v.s.mu.Unlock()
-	if err != nil {
-		return "", err
+	if made {
+		v.save()
 	}
-	v.save()
-	return token, nil
+	return token, made, err
+}
+
+// hasStarted says that a container's last start is over: it has, or had, that
+// token, and the one before is void; mu is held. When its agent has reported,
+// it is known already which it has.
+func (c *container) hasStarted() {
+	if c.pending != "" && !c.running && c.left.IsZero() {
+		c.token, c.pending = c.pending, ""
+	}
 }
 
 // down says that a container does not run any more; mu is held. Its agent's
@@ -294,7 +308,7 @@ func (v *vm) down(c *container, why string) (unused *garcon.Client) {
 	if c.running {
 		v.emit(SignalContainerShutdown, &pb.ContainerShutdownSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word})
 	}
-	c.running, c.apps, c.port = false, nil, 0
+	c.running, c.kept, c.port = false, [listKinds][]byte{}, 0
 	v.notice()
 	return unused
 }
@@ -304,7 +318,7 @@ func (v *vm) forget(name string) (unused *garcon.Client) {
 	if c := v.containers[name]; c != nil {
 		unused = v.down(c, "the container was deleted")
 		delete(v.containers, name)
-		v.s.beginLocked(func() { v.removeApps(name) })
+		v.s.beginLocked(func() { v.removeLists(name) })
 	}
 	delete(v.names, name)
 	return unused
