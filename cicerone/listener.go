@@ -3,7 +3,9 @@ package cicerone
 import (
 	"context"
 	"encoding/binary"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -84,7 +86,9 @@ func (l containerListener) tell(token string, f func(v *vm, c *container) error)
 	return heard, nil
 }
 
-// ContainerReady takes up a container whose agent is up.
+// ContainerReady takes up a container whose agent is up. An agent says it again
+// when it has lost this service, and goes on with what it does: one at the same
+// ports is the same process, for each chooses its own by chance.
 func (l containerListener) ContainerReady(ctx context.Context, r *cpb.ContainerStartupInfo) (*vmtoolspb.EmptyMessage, error) {
 	v, token, port := l.v, r.GetToken(), r.GetGarconPort()
 	c, err := l.check(token)
@@ -119,24 +123,31 @@ func (l containerListener) ContainerReady(ctx context.Context, r *cpb.ContainerS
 		client.Close()
 		return nil, status.Error(codes.FailedPrecondition, "the container has stopped meanwhile")
 	}
-	// One that has reported before was started anew, and with it what it did.
-	v.endOps(func(o *operation) bool { return o.kind.ofAgent() && o.container == c.name }, "the container's agent was started anew in the middle of it")
-	old := c.garcon
+	sftp := who.sftp
+	if sftp == 0 {
+		sftp = r.GetSftpPort()
+	}
+	unused := client
+	if c.running && c.garcon != nil && c.token == token && c.port == port && c.sftp == sftp {
+		client = c.garcon // which may be in the middle of a call
+	} else {
+		v.endOps(func(o *operation) bool { return o.kind.ofAgent() && o.container == c.name }, "the container's agent was started anew in the middle of it")
+		v.uninhibit(c)
+		unused = c.garcon
+	}
 	if c.pending == token {
 		c.pending = ""
 	}
 	c.token, c.garcon, c.port, c.running, c.left = token, client, port, true, time.Time{}
-	c.address, c.user, c.home, c.sftp = address, who.user, who.home, who.sftp
-	if c.sftp == 0 {
-		c.sftp = r.GetSftpPort()
-	}
+	c.address, c.user, c.home, c.sftp = address, who.user, who.home, sftp
+	c.reported++
 	v.emit(SignalContainerStarted, &pb.ContainerStartedSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
 		ContainerUsername: c.user, ContainerHomedir: c.home, Ipv4Address: c.address, SftpVsockPort: c.sftp, ContainerToken: token})
 	v.notice()
 	v.s.beginLocked(func() { v.setTimezone(c.name) })
 	v.s.beginLocked(func() { v.watchAgain(c, client) })
 	v.s.mu.Unlock()
-	closeUnused(old)
+	closeUnused(unused)
 	v.save()
 	return heard, nil
 }
@@ -330,6 +341,15 @@ func (l containerListener) UninhibitScreensaver(_ context.Context, r *cpb.Uninhi
 		v.emit(SignalUninhibitScreensaver, &pb.UninhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, Cookie: uint32(r.GetCookie())})
 		return nil
 	})
+}
+
+// uninhibit gives back what nobody of a container will any more; mu is held.
+func (v *vm) uninhibit(c *container) {
+	for _, cookie := range slices.Sorted(maps.Keys(c.inhibits)) {
+		v.emit(SignalUninhibitScreensaver, &pb.UninhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name,
+			OwnerId: v.info.Owner.Word, Cookie: uint32(cookie)})
+	}
+	clear(c.inhibits)
 }
 
 // maxMetrics bounds one report.
