@@ -107,6 +107,11 @@ func (t *states) reconcile(ctx context.Context) error {
 	t.running, t.known = now, true
 	t.mu.Unlock()
 	t.s.left.again()
+	for name := range now {
+		if !before[name] {
+			t.s.host.runs(name)
+		}
+	}
 	for name := range before {
 		if !now[name] {
 			t.tell(name)
@@ -132,8 +137,9 @@ func (t *states) started(name string) {
 		return
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.running[name] = true
+	t.mu.Unlock()
+	t.s.host.runs(name)
 }
 
 // forget notes that a container does not run, and tells whether it did.
