@@ -49,6 +49,7 @@ type outbox struct {
 	more    chan struct{}
 	idle    chan struct{} // closed when nothing waits; nil when nobody asks
 	busy    bool
+	sending string // the key of what is being delivered, until that is recalled
 }
 
 func newOutbox(log *slog.Logger, dial func(context.Context) (net.Conn, error)) (*outbox, error) {
@@ -93,10 +94,13 @@ func (o *outbox) push(n notice) {
 	}
 }
 
-// recall takes a notice back that waits and is not so any more.
+// recall takes a notice back that the host has not heard, and is not so any more.
 func (o *outbox) recall(key string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.sending == key {
+		o.sending = ""
+	}
 	o.waiting = slices.DeleteFunc(o.waiting, func(n notice) bool { return n.key == key })
 }
 
@@ -133,7 +137,14 @@ func (o *outbox) take() (notice, bool) {
 	}
 	n := o.waiting[0]
 	o.waiting = o.waiting[1:]
+	o.sending = n.key
 	return n, true
+}
+
+func (o *outbox) recalled(n notice) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.sending != n.key
 }
 
 // flush returns when the host has heard all, or the context ends.
@@ -180,6 +191,9 @@ func (o *outbox) deliver(ctx context.Context, n notice) {
 		case <-ctx.Done():
 		}
 		pause.Stop()
+		if o.recalled(n) {
+			return
+		}
 		next = min(2*next, noticePauseMax)
 	}
 }
