@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -51,6 +52,12 @@ type host struct {
 	files  chan string
 	lines  chan *pb.ApplyAnsiblePlaybookProgressInfo
 	slow   chan struct{} // closed, if there is one, before FileWatchTriggered is answered
+	// mustReady has reports refused until ContainerReady is taken, and unready
+	// tells of it.
+	mustReady bool
+	isReady   atomic.Bool
+	unready   chan struct{}
+	away      func() // ends it
 }
 
 func newHost(t *testing.T) *host {
@@ -67,6 +74,7 @@ func (h *host) ContainerReady(_ context.Context, m *pb.ContainerStartupInfo) (*v
 		return nil, err
 	default:
 	}
+	h.isReady.Store(true)
 	h.ready <- m
 	return empty, nil
 }
@@ -85,6 +93,10 @@ func (h *host) FileWatchTriggered(_ context.Context, m *pb.FileWatchTriggeredInf
 }
 
 func (h *host) ApplyAnsiblePlaybookProgress(_ context.Context, m *pb.ApplyAnsiblePlaybookProgressInfo) (*vmtoolspb.EmptyMessage, error) {
+	if h.mustReady && !h.isReady.Load() {
+		h.unready <- struct{}{}
+		return nil, status.Error(codes.FailedPrecondition, "the agent has not said that it is ready")
+	}
 	h.lines <- m
 	return empty, nil
 }
@@ -103,10 +115,11 @@ func (h *host) serve(path string) (stop func()) {
 		defer close(done)
 		face.Serve(l)
 	}()
-	return func() {
+	h.away = func() {
 		face.Stop()
 		<-done
 	}
+	return h.away
 }
 
 // A container is an agent with sockets in a directory for vsock ports.
@@ -273,6 +286,40 @@ func TestHandshake(t *testing.T) {
 	}
 	if said := next(t, c.says); said != "STOPPING=1" {
 		t.Errorf("the agent says %q at its end", said)
+	}
+}
+
+// A host that comes back, and takes no report of an agent that has not said
+// again that it is there, hears how it ended what began before.
+func TestTheEndIsToldToTheNextHost(t *testing.T) {
+	c, h, g := up(t, func(c *container) {
+		c.write("bin/ansible-playbook", "#!/bin/sh\necho on\nuntil test -e "+c.dir+"/go; do sleep 0.01; done\ntouch "+c.dir+"/gone\n", 0o755)
+	})
+	if resp, err := g.ApplyAnsiblePlaybook(deadline(t), &pb.ApplyAnsiblePlaybookRequest{Playbook: "x"}); err != nil || resp.GetStatus() != pb.ApplyAnsiblePlaybookResponse_STARTED {
+		t.Fatalf("ApplyAnsiblePlaybook: %v, %v", resp, err)
+	}
+	next(t, h.lines)
+	h.away()
+	c.write("go", "", 0o644)
+	c.read("gone")
+
+	h = newHost(t)
+	h.unready = make(chan struct{}, 64)
+	for range 3 {
+		h.refuse <- status.Error(codes.FailedPrecondition, "the VM is not known yet")
+	}
+	h.mustReady = true
+	t.Cleanup(h.serve(c.hostPath()))
+	next(t, h.unready)
+	next(t, h.ready)
+	for {
+		m := next(t, h.lines)
+		if m.GetStatus() == pb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED {
+			return
+		}
+		if m.GetStatus() != pb.ApplyAnsiblePlaybookProgressInfo_IN_PROGRESS {
+			t.Fatalf("the end is %v", m)
+		}
 	}
 }
 
