@@ -3,9 +3,12 @@ package cicerone_test
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -430,6 +433,60 @@ func TestReportIsLost(t *testing.T) {
 	if g := next[*pb.LxdContainerCreatedSignal](w, "LxdContainerCreated"); g.Status != pb.LxdContainerCreatedSignal_CREATED {
 		t.Errorf("%v", g)
 	}
+}
+
+// A guest tells an end until that is answered. A service that is killed right
+// after its answer has written the end down: the next one would wait for it.
+func TestEndsAreWrittenDownBeforeTheyAreAnswered(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, f := w.up(s, "termina", 33)
+	token, _ := m.running(s, "penguin", 10000)
+	f.set(func() { f.info = tpb.GetContainerInfoResponse_NOT_FOUND })
+	m.install(s, "penguin")
+	m.create(s, "other")
+	ends := map[string]func(context.Context) error{
+		"creation": func(ctx context.Context) error {
+			_, err := m.tremplin.UpdateCreateStatus(ctx, &tpb.ContainerCreationProgress{ContainerName: "other", Status: tpb.ContainerCreationProgress_FAILED})
+			return err
+		},
+		"installation": func(ctx context.Context) error {
+			_, err := m.container.InstallLinuxPackageProgress(ctx, &cpb.InstallLinuxPackageProgressInfo{Token: token, Status: cpb.InstallLinuxPackageProgressInfo_FAILED})
+			return err
+		},
+	}
+	eventually(t, "that they go on is written down", func() bool { return strings.Contains(w.record(), "create") && strings.Contains(w.record(), "install") })
+	release := cicerone.HoldSaves(s, 33)
+	for what, tell := range ends {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		if err := tell(ctx); err == nil {
+			t.Errorf("the end of the %s is answered before it is written down", what)
+		}
+		cancel()
+	}
+	release()
+	for what, tell := range ends {
+		if err := tell(t.Context()); err != nil {
+			t.Errorf("the end of the %s: %v", what, err)
+		}
+	}
+	if r := w.record(); strings.Contains(r, "create") || strings.Contains(r, "install") {
+		t.Errorf("it is written down: %s", r)
+	}
+}
+
+// record is what is written down of the only VM.
+func (w *world) record() string {
+	w.t.Helper()
+	paths, err := filepath.Glob(filepath.Join(w.state, "*.json"))
+	if err != nil || len(paths) != 1 {
+		w.t.Fatalf("%q, %v", paths, err)
+	}
+	data, err := os.ReadFile(paths[0])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return string(data)
 }
 
 // EnsureContainer creates, sets up and starts, and waits for the agent.

@@ -86,6 +86,14 @@ func (l containerListener) tell(token string, f func(v *vm, c *container) error)
 	return heard, nil
 }
 
+// report is tell for what the next run of this service has to know.
+func (l containerListener) report(token string, f func(v *vm, c *container) error) (*vmtoolspb.EmptyMessage, error) {
+	if _, err := l.tell(token, f); err != nil {
+		return nil, err
+	}
+	return heard, l.v.told()
+}
+
 // ContainerReady takes up a container whose agent is up. An agent says it again
 // when it has lost this service, and goes on with what it does: one at the same
 // ports is the same process, for each chooses its own by chance.
@@ -207,53 +215,45 @@ func (l containerListener) PendingUpdateApplicationListCalls(_ context.Context, 
 const maxDetails = 4096
 
 func (l containerListener) InstallLinuxPackageProgress(_ context.Context, r *cpb.InstallLinuxPackageProgressInfo) (*vmtoolspb.EmptyMessage, error) {
-	c, err := l.runs(r.GetToken())
-	if err != nil {
-		return nil, err
-	}
-	v, details := l.v, wire.Text(r.GetFailureDetails(), maxDetails)
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	o := v.op(opInstall, c.name)
-	if o == nil {
-		return heard, nil
-	}
-	// The numbers of both enumerations are the same.
-	sig := &pb.InstallLinuxPackageProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
-		Status: pb.InstallLinuxPackageProgressSignal_Status(r.GetStatus()), ProgressPercent: min(r.GetProgressPercent(), 100),
-		FailureDetails: details, CommandUuid: o.uuid}
-	switch r.GetStatus() {
-	case cpb.InstallLinuxPackageProgressInfo_DOWNLOADING, cpb.InstallLinuxPackageProgressInfo_INSTALLING:
-		v.emit(SignalInstallLinuxPackageProgress, sig)
-	case cpb.InstallLinuxPackageProgressInfo_SUCCEEDED, cpb.InstallLinuxPackageProgressInfo_FAILED:
-		v.endOp(o, ended(r.GetStatus() == cpb.InstallLinuxPackageProgressInfo_SUCCEEDED, "the package was not installed", details),
-			SignalInstallLinuxPackageProgress, sig)
-	}
-	return heard, nil
+	details := wire.Text(r.GetFailureDetails(), maxDetails)
+	return l.report(r.GetToken(), func(v *vm, c *container) error {
+		o := v.op(opInstall, c.name)
+		if o == nil {
+			return nil
+		}
+		// The numbers of both enumerations are the same.
+		sig := &pb.InstallLinuxPackageProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+			Status: pb.InstallLinuxPackageProgressSignal_Status(r.GetStatus()), ProgressPercent: min(r.GetProgressPercent(), 100),
+			FailureDetails: details, CommandUuid: o.uuid}
+		switch r.GetStatus() {
+		case cpb.InstallLinuxPackageProgressInfo_DOWNLOADING, cpb.InstallLinuxPackageProgressInfo_INSTALLING:
+			v.emit(SignalInstallLinuxPackageProgress, sig)
+		case cpb.InstallLinuxPackageProgressInfo_SUCCEEDED, cpb.InstallLinuxPackageProgressInfo_FAILED:
+			v.endOp(o, ended(r.GetStatus() == cpb.InstallLinuxPackageProgressInfo_SUCCEEDED, "the package was not installed", details),
+				SignalInstallLinuxPackageProgress, sig)
+		}
+		return nil
+	})
 }
 
 func (l containerListener) UninstallPackageProgress(_ context.Context, r *cpb.UninstallPackageProgressInfo) (*vmtoolspb.EmptyMessage, error) {
-	c, err := l.runs(r.GetToken())
-	if err != nil {
-		return nil, err
-	}
-	v, details := l.v, wire.Text(r.GetFailureDetails(), maxDetails)
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	o := v.op(opUninstall, c.name)
-	if o == nil {
-		return heard, nil
-	}
-	sig := &pb.UninstallPackageProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
-		Status: pb.UninstallPackageProgressSignal_Status(r.GetStatus()), ProgressPercent: min(r.GetProgressPercent(), 100), FailureDetails: details}
-	switch r.GetStatus() {
-	case cpb.UninstallPackageProgressInfo_UNINSTALLING:
-		v.emit(SignalUninstallPackageProgress, sig)
-	case cpb.UninstallPackageProgressInfo_SUCCEEDED, cpb.UninstallPackageProgressInfo_FAILED:
-		v.endOp(o, ended(r.GetStatus() == cpb.UninstallPackageProgressInfo_SUCCEEDED, "the package was not removed", details),
-			SignalUninstallPackageProgress, sig)
-	}
-	return heard, nil
+	details := wire.Text(r.GetFailureDetails(), maxDetails)
+	return l.report(r.GetToken(), func(v *vm, c *container) error {
+		o := v.op(opUninstall, c.name)
+		if o == nil {
+			return nil
+		}
+		sig := &pb.UninstallPackageProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+			Status: pb.UninstallPackageProgressSignal_Status(r.GetStatus()), ProgressPercent: min(r.GetProgressPercent(), 100), FailureDetails: details}
+		switch r.GetStatus() {
+		case cpb.UninstallPackageProgressInfo_UNINSTALLING:
+			v.emit(SignalUninstallPackageProgress, sig)
+		case cpb.UninstallPackageProgressInfo_SUCCEEDED, cpb.UninstallPackageProgressInfo_FAILED:
+			v.endOp(o, ended(r.GetStatus() == cpb.UninstallPackageProgressInfo_SUCCEEDED, "the package was not removed", details),
+				SignalUninstallPackageProgress, sig)
+		}
+		return nil
+	})
 }
 
 // maxLines bounds how many lines of a playbook's output are told at once,
@@ -277,28 +277,24 @@ func outputOf(all []string) (lines []string) {
 }
 
 func (l containerListener) ApplyAnsiblePlaybookProgress(_ context.Context, r *cpb.ApplyAnsiblePlaybookProgressInfo) (*vmtoolspb.EmptyMessage, error) {
-	c, err := l.runs(r.GetToken())
-	if err != nil {
-		return nil, err
-	}
-	v, details := l.v, wire.Text(r.GetFailureDetails(), maxDetails)
+	details := wire.Text(r.GetFailureDetails(), maxDetails)
 	lines := outputOf(r.GetStatusString())
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	o := v.op(opAnsible, c.name)
-	if o == nil {
-		return heard, nil
-	}
-	sig := &pb.ApplyAnsiblePlaybookProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
-		Status: pb.ApplyAnsiblePlaybookProgressSignal_Status(r.GetStatus()), FailureDetails: details, StatusString: lines}
-	switch r.GetStatus() {
-	case cpb.ApplyAnsiblePlaybookProgressInfo_IN_PROGRESS:
-		v.emit(SignalApplyAnsiblePlaybookProgress, sig)
-	case cpb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED, cpb.ApplyAnsiblePlaybookProgressInfo_FAILED:
-		v.endOp(o, ended(r.GetStatus() == cpb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED, "the playbook was not applied", details),
-			SignalApplyAnsiblePlaybookProgress, sig)
-	}
-	return heard, nil
+	return l.report(r.GetToken(), func(v *vm, c *container) error {
+		o := v.op(opAnsible, c.name)
+		if o == nil {
+			return nil
+		}
+		sig := &pb.ApplyAnsiblePlaybookProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+			Status: pb.ApplyAnsiblePlaybookProgressSignal_Status(r.GetStatus()), FailureDetails: details, StatusString: lines}
+		switch r.GetStatus() {
+		case cpb.ApplyAnsiblePlaybookProgressInfo_IN_PROGRESS:
+			v.emit(SignalApplyAnsiblePlaybookProgress, sig)
+		case cpb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED, cpb.ApplyAnsiblePlaybookProgressInfo_FAILED:
+			v.endOp(o, ended(r.GetStatus() == cpb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED, "the playbook was not applied", details),
+				SignalApplyAnsiblePlaybookProgress, sig)
+		}
+		return nil
+	})
 }
 
 func (l containerListener) FileWatchTriggered(_ context.Context, r *cpb.FileWatchTriggeredInfo) (*vmtoolspb.EmptyMessage, error) {
