@@ -2,9 +2,15 @@ package cicerone_test
 
 import (
 	"context"
+	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"google.golang.org/grpc"
 
 	"github.com/auberge-vm/auberge/cicerone"
 	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
@@ -204,17 +210,33 @@ func TestAnnouncedAgain(t *testing.T) {
 	}
 }
 
-// Agents that are started anew have lost what they did.
+// Agents that are started anew have lost what they did. A container's agent is
+// another one when it listens at another port.
 func TestAgentsAreStartedAnew(t *testing.T) {
 	w := newWorld(t)
 	s := w.serve()
 	m, _ := w.up(s, "termina", 33)
-	token, _ := m.running(s, "penguin", 10000)
+	token, stop := m.running(s, "penguin", 10000)
+	other, _ := m.running(s, "other", 10007)
+	for i, token := range []string{token, other} {
+		for cookie := range int32(2) {
+			must(t)(m.container.InhibitScreensaver(t.Context(), &cpb.InhibitScreensaverInfo{Token: token, Cookie: 10*int32(i) + cookie, Client: "vlc"}))
+			next[*pb.InhibitScreensaverSignal](w, "InhibitScreensaver")
+		}
+	}
 	m.install(s, "penguin")
-	m.create(s, "other")
-	must(t)(m.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: token, GarconPort: 10000}))
-	if g := next[*pb.InstallLinuxPackageProgressSignal](w, "InstallLinuxPackageProgress"); g.Status != pb.InstallLinuxPackageProgressSignal_FAILED {
+	m.install(s, "other")
+	m.create(s, "new")
+	stop()
+	m.garcon(10001)
+	must(t)(m.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: token, GarconPort: 10001}))
+	if g := next[*pb.InstallLinuxPackageProgressSignal](w, "InstallLinuxPackageProgress"); g.Status != pb.InstallLinuxPackageProgressSignal_FAILED || g.ContainerName != "penguin" {
 		t.Errorf("%v", g)
+	}
+	for cookie := range uint32(2) { // nobody is left who would give them back
+		if g := next[*pb.UninhibitScreensaverSignal](w, "UninhibitScreensaver"); g.Cookie != cookie || g.ContainerName != "penguin" {
+			t.Errorf("%v", g)
+		}
 	}
 	next[*pb.ContainerStartedSignal](w, "ContainerStarted")
 	must(t)(m.tremplin.TremplinReady(t.Context(), &tpb.TremplinStartupInfo{}))
@@ -223,8 +245,151 @@ func TestAgentsAreStartedAnew(t *testing.T) {
 	}
 	next[*pb.TremplinStartedSignal](w, "TremplinStarted")
 	m.install(s, "penguin") // the next try
-	m.create(s, "other")
+	m.create(s, "new")
 	w.quiet()
+}
+
+// An agent that has only lost the service, and reports again, goes on with what
+// it does, and the end that it tells is the one that counts.
+func TestAgentsReportAgain(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	token, _ := m.running(s, "penguin", 10000)
+	must(t)(m.container.InhibitScreensaver(t.Context(), &cpb.InhibitScreensaverInfo{Token: token, Cookie: 5, Client: "vlc"}))
+	next[*pb.InhibitScreensaverSignal](w, "InhibitScreensaver")
+	m.install(s, "penguin")
+	again := func() {
+		t.Helper()
+		must(t)(m.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: token, GarconPort: 10000}))
+		next[*pb.ContainerStartedSignal](w, "ContainerStarted")
+		w.quiet()
+	}
+	again()
+	s.Close()
+	s = w.serve()
+	again()
+	report := func(status cpb.InstallLinuxPackageProgressInfo_Status) {
+		t.Helper()
+		must(t)(m.container.InstallLinuxPackageProgress(t.Context(), &cpb.InstallLinuxPackageProgressInfo{Token: token, Status: status, CommandUuid: "u"}))
+	}
+	report(cpb.InstallLinuxPackageProgressInfo_INSTALLING)
+	if g := next[*pb.InstallLinuxPackageProgressSignal](w, "InstallLinuxPackageProgress"); g.Status != pb.InstallLinuxPackageProgressSignal_INSTALLING {
+		t.Errorf("%v", g)
+	}
+	report(cpb.InstallLinuxPackageProgressInfo_SUCCEEDED)
+	report(cpb.InstallLinuxPackageProgressInfo_SUCCEEDED) // the answer may have been lost
+	if g := next[*pb.InstallLinuxPackageProgressSignal](w, "InstallLinuxPackageProgress"); g.Status != pb.InstallLinuxPackageProgressSignal_SUCCEEDED || g.CommandUuid != "u" {
+		t.Errorf("%v", g)
+	}
+	w.quiet()
+	must(t)(m.container.UninhibitScreensaver(t.Context(), &cpb.UninhibitScreensaverInfo{Token: token, Cookie: 5}))
+	if g := next[*pb.UninhibitScreensaverSignal](w, "UninhibitScreensaver"); g.Cookie != 5 {
+		t.Errorf("%v", g)
+	}
+}
+
+// A busyGarcon takes its time to begin an installation.
+type busyGarcon struct {
+	fakeGarcon
+	asked, goOn chan struct{}
+}
+
+func (g busyGarcon) InstallLinuxPackage(ctx context.Context, _ *cpb.InstallLinuxPackageRequest) (*cpb.InstallLinuxPackageResponse, error) {
+	close(g.asked)
+	select {
+	case <-g.goOn:
+		return &cpb.InstallLinuxPackageResponse{}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// What an agent that reports again is just being asked for is answered.
+func TestAgentsReportAgainInACall(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	r, err := s.GetContainerToken(t.Context(), subject(), &pb.ContainerTokenRequest{VmName: "termina", ContainerName: "penguin"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := busyGarcon{asked: make(chan struct{}), goOn: make(chan struct{})}
+	m.agent(10000, func(s *grpc.Server) { cpb.RegisterGarconServer(s, g) })
+	ready := func() {
+		t.Helper()
+		must(t)(m.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: r.ContainerToken, GarconPort: 10000}))
+		next[*pb.ContainerStartedSignal](w, "ContainerStarted")
+	}
+	ready()
+	var begun sync.WaitGroup
+	begun.Go(func() {
+		r, err := s.InstallLinuxPackage(t.Context(), subject(), &pb.InstallLinuxPackageRequest{VmName: "termina", FilePath: "/tmp/a.deb"})
+		if err != nil || r.Status != pb.InstallLinuxPackageResponse_STARTED {
+			t.Errorf("%v, %v", r, err)
+		}
+	})
+	<-g.asked
+	ready()
+	close(g.goOn)
+	begun.Wait()
+	w.quiet()
+}
+
+// A moodyGarcon says of its user what the test has it say.
+type moodyGarcon struct {
+	fakeGarcon
+	asked chan chan<- error
+}
+
+func (g moodyGarcon) GetGarconSessionInfo(ctx context.Context, r *cpb.GetGarconSessionInfoRequest) (*cpb.GetGarconSessionInfoResponse, error) {
+	answer := make(chan error, 1)
+	g.asked <- answer
+	if err := <-answer; err != nil {
+		return nil, err
+	}
+	return g.fakeGarcon.GetGarconSessionInfo(ctx, r)
+}
+
+// An agent that reports is there, whatever was found about it meanwhile.
+func TestAgentsReportAgainWhileTheyAreLookedFor(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, _ := w.up(s, "termina", 33)
+	r, err := s.GetContainerToken(t.Context(), subject(), &pb.ContainerTokenRequest{VmName: "termina", ContainerName: "penguin"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := moodyGarcon{asked: make(chan chan<- error)}
+	m.agent(10000, func(s *grpc.Server) { cpb.RegisterGarconServer(s, g) })
+	ready := func() {
+		t.Helper()
+		var call sync.WaitGroup
+		call.Go(func() {
+			if _, err := m.container.ContainerReady(t.Context(), &cpb.ContainerStartupInfo{Token: r.ContainerToken, GarconPort: 10000}); err != nil {
+				t.Error(err)
+			}
+		})
+		answer := <-g.asked
+		answer <- nil
+		call.Wait()
+		next[*pb.ContainerStartedSignal](w, "ContainerStarted")
+	}
+	ready()
+	s.Close()
+	s = w.serve()
+	look := <-g.asked // by the one that is new, and without an answer for now
+	ready()
+	no := errors.New("busy")
+	look <- no
+	look = <-g.asked
+	look <- no
+	looks := 0
+	eventually(t, "many looks", func() bool { looks++; return looks > 100 })
+	w.quiet()
+	if !w.isRunning(s, "termina", "penguin") {
+		t.Error("it is not known to run")
+	}
 }
 
 // An agent that goes and stays away ends its operations, but not while
@@ -268,6 +433,60 @@ func TestReportIsLost(t *testing.T) {
 	if g := next[*pb.LxdContainerCreatedSignal](w, "LxdContainerCreated"); g.Status != pb.LxdContainerCreatedSignal_CREATED {
 		t.Errorf("%v", g)
 	}
+}
+
+// A guest tells an end until that is answered. A service that is killed right
+// after its answer has written the end down: the next one would wait for it.
+func TestEndsAreWrittenDownBeforeTheyAreAnswered(t *testing.T) {
+	w := newWorld(t)
+	s := w.serve()
+	m, f := w.up(s, "termina", 33)
+	token, _ := m.running(s, "penguin", 10000)
+	f.set(func() { f.info = tpb.GetContainerInfoResponse_NOT_FOUND })
+	m.install(s, "penguin")
+	m.create(s, "other")
+	ends := map[string]func(context.Context) error{
+		"creation": func(ctx context.Context) error {
+			_, err := m.tremplin.UpdateCreateStatus(ctx, &tpb.ContainerCreationProgress{ContainerName: "other", Status: tpb.ContainerCreationProgress_FAILED})
+			return err
+		},
+		"installation": func(ctx context.Context) error {
+			_, err := m.container.InstallLinuxPackageProgress(ctx, &cpb.InstallLinuxPackageProgressInfo{Token: token, Status: cpb.InstallLinuxPackageProgressInfo_FAILED})
+			return err
+		},
+	}
+	eventually(t, "that they go on is written down", func() bool { return strings.Contains(w.record(), "create") && strings.Contains(w.record(), "install") })
+	release := cicerone.HoldSaves(s, 33)
+	for what, tell := range ends {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		if err := tell(ctx); err == nil {
+			t.Errorf("the end of the %s is answered before it is written down", what)
+		}
+		cancel()
+	}
+	release()
+	for what, tell := range ends {
+		if err := tell(t.Context()); err != nil {
+			t.Errorf("the end of the %s: %v", what, err)
+		}
+	}
+	if r := w.record(); strings.Contains(r, "create") || strings.Contains(r, "install") {
+		t.Errorf("it is written down: %s", r)
+	}
+}
+
+// record is what is written down of the only VM.
+func (w *world) record() string {
+	w.t.Helper()
+	paths, err := filepath.Glob(filepath.Join(w.state, "*.json"))
+	if err != nil || len(paths) != 1 {
+		w.t.Fatalf("%q, %v", paths, err)
+	}
+	data, err := os.ReadFile(paths[0])
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return string(data)
 }
 
 // EnsureContainer creates, sets up and starts, and waits for the agent.

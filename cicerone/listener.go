@@ -3,7 +3,9 @@ package cicerone
 import (
 	"context"
 	"encoding/binary"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -84,7 +86,17 @@ func (l containerListener) tell(token string, f func(v *vm, c *container) error)
 	return heard, nil
 }
 
-// ContainerReady takes up a container whose agent is up.
+// report is tell for what the next run of this service has to know.
+func (l containerListener) report(token string, f func(v *vm, c *container) error) (*vmtoolspb.EmptyMessage, error) {
+	if _, err := l.tell(token, f); err != nil {
+		return nil, err
+	}
+	return heard, l.v.told()
+}
+
+// ContainerReady takes up a container whose agent is up. An agent says it again
+// when it has lost this service, and goes on with what it does: one at the same
+// ports is the same process, for each chooses its own by chance.
 func (l containerListener) ContainerReady(ctx context.Context, r *cpb.ContainerStartupInfo) (*vmtoolspb.EmptyMessage, error) {
 	v, token, port := l.v, r.GetToken(), r.GetGarconPort()
 	c, err := l.check(token)
@@ -119,24 +131,31 @@ func (l containerListener) ContainerReady(ctx context.Context, r *cpb.ContainerS
 		client.Close()
 		return nil, status.Error(codes.FailedPrecondition, "the container has stopped meanwhile")
 	}
-	// One that has reported before was started anew, and with it what it did.
-	v.endOps(func(o *operation) bool { return o.kind.ofAgent() && o.container == c.name }, "the container's agent was started anew in the middle of it")
-	old := c.garcon
+	sftp := who.sftp
+	if sftp == 0 {
+		sftp = r.GetSftpPort()
+	}
+	unused := client
+	if c.running && c.garcon != nil && c.token == token && c.port == port && c.sftp == sftp {
+		client = c.garcon // which may be in the middle of a call
+	} else {
+		v.endOps(func(o *operation) bool { return o.kind.ofAgent() && o.container == c.name }, "the container's agent was started anew in the middle of it")
+		v.uninhibit(c)
+		unused = c.garcon
+	}
 	if c.pending == token {
 		c.pending = ""
 	}
 	c.token, c.garcon, c.port, c.running, c.left = token, client, port, true, time.Time{}
-	c.address, c.user, c.home, c.sftp = address, who.user, who.home, who.sftp
-	if c.sftp == 0 {
-		c.sftp = r.GetSftpPort()
-	}
+	c.address, c.user, c.home, c.sftp = address, who.user, who.home, sftp
+	c.reported++
 	v.emit(SignalContainerStarted, &pb.ContainerStartedSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
 		ContainerUsername: c.user, ContainerHomedir: c.home, Ipv4Address: c.address, SftpVsockPort: c.sftp, ContainerToken: token})
 	v.notice()
 	v.s.beginLocked(func() { v.setTimezone(c.name) })
 	v.s.beginLocked(func() { v.watchAgain(c, client) })
 	v.s.mu.Unlock()
-	closeUnused(old)
+	closeUnused(unused)
 	v.save()
 	return heard, nil
 }
@@ -210,53 +229,45 @@ func (l containerListener) PendingUpdateApplicationListCalls(_ context.Context, 
 const maxDetails = 4096
 
 func (l containerListener) InstallLinuxPackageProgress(_ context.Context, r *cpb.InstallLinuxPackageProgressInfo) (*vmtoolspb.EmptyMessage, error) {
-	c, err := l.runs(r.GetToken())
-	if err != nil {
-		return nil, err
-	}
-	v, details := l.v, wire.Text(r.GetFailureDetails(), maxDetails)
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	o := v.op(opInstall, c.name)
-	if o == nil {
-		return heard, nil
-	}
-	// The numbers of both enumerations are the same.
-	sig := &pb.InstallLinuxPackageProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
-		Status: pb.InstallLinuxPackageProgressSignal_Status(r.GetStatus()), ProgressPercent: min(r.GetProgressPercent(), 100),
-		FailureDetails: details, CommandUuid: o.uuid}
-	switch r.GetStatus() {
-	case cpb.InstallLinuxPackageProgressInfo_DOWNLOADING, cpb.InstallLinuxPackageProgressInfo_INSTALLING:
-		v.emit(SignalInstallLinuxPackageProgress, sig)
-	case cpb.InstallLinuxPackageProgressInfo_SUCCEEDED, cpb.InstallLinuxPackageProgressInfo_FAILED:
-		v.endOp(o, ended(r.GetStatus() == cpb.InstallLinuxPackageProgressInfo_SUCCEEDED, "the package was not installed", details),
-			SignalInstallLinuxPackageProgress, sig)
-	}
-	return heard, nil
+	details := wire.Text(r.GetFailureDetails(), maxDetails)
+	return l.report(r.GetToken(), func(v *vm, c *container) error {
+		o := v.op(opInstall, c.name)
+		if o == nil {
+			return nil
+		}
+		// The numbers of both enumerations are the same.
+		sig := &pb.InstallLinuxPackageProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+			Status: pb.InstallLinuxPackageProgressSignal_Status(r.GetStatus()), ProgressPercent: min(r.GetProgressPercent(), 100),
+			FailureDetails: details, CommandUuid: o.uuid}
+		switch r.GetStatus() {
+		case cpb.InstallLinuxPackageProgressInfo_DOWNLOADING, cpb.InstallLinuxPackageProgressInfo_INSTALLING:
+			v.emit(SignalInstallLinuxPackageProgress, sig)
+		case cpb.InstallLinuxPackageProgressInfo_SUCCEEDED, cpb.InstallLinuxPackageProgressInfo_FAILED:
+			v.endOp(o, ended(r.GetStatus() == cpb.InstallLinuxPackageProgressInfo_SUCCEEDED, "the package was not installed", details),
+				SignalInstallLinuxPackageProgress, sig)
+		}
+		return nil
+	})
 }
 
 func (l containerListener) UninstallPackageProgress(_ context.Context, r *cpb.UninstallPackageProgressInfo) (*vmtoolspb.EmptyMessage, error) {
-	c, err := l.runs(r.GetToken())
-	if err != nil {
-		return nil, err
-	}
-	v, details := l.v, wire.Text(r.GetFailureDetails(), maxDetails)
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	o := v.op(opUninstall, c.name)
-	if o == nil {
-		return heard, nil
-	}
-	sig := &pb.UninstallPackageProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
-		Status: pb.UninstallPackageProgressSignal_Status(r.GetStatus()), ProgressPercent: min(r.GetProgressPercent(), 100), FailureDetails: details}
-	switch r.GetStatus() {
-	case cpb.UninstallPackageProgressInfo_UNINSTALLING:
-		v.emit(SignalUninstallPackageProgress, sig)
-	case cpb.UninstallPackageProgressInfo_SUCCEEDED, cpb.UninstallPackageProgressInfo_FAILED:
-		v.endOp(o, ended(r.GetStatus() == cpb.UninstallPackageProgressInfo_SUCCEEDED, "the package was not removed", details),
-			SignalUninstallPackageProgress, sig)
-	}
-	return heard, nil
+	details := wire.Text(r.GetFailureDetails(), maxDetails)
+	return l.report(r.GetToken(), func(v *vm, c *container) error {
+		o := v.op(opUninstall, c.name)
+		if o == nil {
+			return nil
+		}
+		sig := &pb.UninstallPackageProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+			Status: pb.UninstallPackageProgressSignal_Status(r.GetStatus()), ProgressPercent: min(r.GetProgressPercent(), 100), FailureDetails: details}
+		switch r.GetStatus() {
+		case cpb.UninstallPackageProgressInfo_UNINSTALLING:
+			v.emit(SignalUninstallPackageProgress, sig)
+		case cpb.UninstallPackageProgressInfo_SUCCEEDED, cpb.UninstallPackageProgressInfo_FAILED:
+			v.endOp(o, ended(r.GetStatus() == cpb.UninstallPackageProgressInfo_SUCCEEDED, "the package was not removed", details),
+				SignalUninstallPackageProgress, sig)
+		}
+		return nil
+	})
 }
 
 // maxLines bounds how many lines of a playbook's output are told at once,
@@ -280,28 +291,24 @@ func outputOf(all []string) (lines []string) {
 }
 
 func (l containerListener) ApplyAnsiblePlaybookProgress(_ context.Context, r *cpb.ApplyAnsiblePlaybookProgressInfo) (*vmtoolspb.EmptyMessage, error) {
-	c, err := l.runs(r.GetToken())
-	if err != nil {
-		return nil, err
-	}
-	v, details := l.v, wire.Text(r.GetFailureDetails(), maxDetails)
+	details := wire.Text(r.GetFailureDetails(), maxDetails)
 	lines := outputOf(r.GetStatusString())
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	o := v.op(opAnsible, c.name)
-	if o == nil {
-		return heard, nil
-	}
-	sig := &pb.ApplyAnsiblePlaybookProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
-		Status: pb.ApplyAnsiblePlaybookProgressSignal_Status(r.GetStatus()), FailureDetails: details, StatusString: lines}
-	switch r.GetStatus() {
-	case cpb.ApplyAnsiblePlaybookProgressInfo_IN_PROGRESS:
-		v.emit(SignalApplyAnsiblePlaybookProgress, sig)
-	case cpb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED, cpb.ApplyAnsiblePlaybookProgressInfo_FAILED:
-		v.endOp(o, ended(r.GetStatus() == cpb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED, "the playbook was not applied", details),
-			SignalApplyAnsiblePlaybookProgress, sig)
-	}
-	return heard, nil
+	return l.report(r.GetToken(), func(v *vm, c *container) error {
+		o := v.op(opAnsible, c.name)
+		if o == nil {
+			return nil
+		}
+		sig := &pb.ApplyAnsiblePlaybookProgressSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word,
+			Status: pb.ApplyAnsiblePlaybookProgressSignal_Status(r.GetStatus()), FailureDetails: details, StatusString: lines}
+		switch r.GetStatus() {
+		case cpb.ApplyAnsiblePlaybookProgressInfo_IN_PROGRESS:
+			v.emit(SignalApplyAnsiblePlaybookProgress, sig)
+		case cpb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED, cpb.ApplyAnsiblePlaybookProgressInfo_FAILED:
+			v.endOp(o, ended(r.GetStatus() == cpb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED, "the playbook was not applied", details),
+				SignalApplyAnsiblePlaybookProgress, sig)
+		}
+		return nil
+	})
 }
 
 func (l containerListener) FileWatchTriggered(_ context.Context, r *cpb.FileWatchTriggeredInfo) (*vmtoolspb.EmptyMessage, error) {
@@ -344,6 +351,15 @@ func (l containerListener) UninhibitScreensaver(_ context.Context, r *cpb.Uninhi
 		v.emit(SignalUninhibitScreensaver, &pb.UninhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name, OwnerId: v.info.Owner.Word, Cookie: uint32(r.GetCookie())})
 		return nil
 	})
+}
+
+// uninhibit gives back what nobody of a container will any more; mu is held.
+func (v *vm) uninhibit(c *container) {
+	for _, cookie := range slices.Sorted(maps.Keys(c.inhibits)) {
+		v.emit(SignalUninhibitScreensaver, &pb.UninhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name,
+			OwnerId: v.info.Owner.Word, Cookie: uint32(cookie)})
+	}
+	clear(c.inhibits)
 }
 
 // maxMetrics bounds one report.

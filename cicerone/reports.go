@@ -41,6 +41,19 @@ func (l tremplinListener) allowed() error {
 	return nil
 }
 
+// told returns when the next run of this service knows what was reported. The
+// guest reports it again if there is an error: a service that has begun to end
+// leaves ends to the next one.
+func (v *vm) told() error {
+	v.saved()
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	if v.s.closed {
+		return status.Error(codes.Unavailable, errClosed.Error())
+	}
+	return nil
+}
+
 // TremplinReady answers when tremplin can be reached.
 func (l tremplinListener) TremplinReady(ctx context.Context, _ *tpb.TremplinStartupInfo) (*tpb.EmptyMessage, error) {
 	if err := l.allowed(); err != nil {
@@ -156,7 +169,7 @@ func (l tremplinListener) UpdateCreateStatus(_ context.Context, r *tpb.Container
 		return nil, err
 	}
 	l.v.reportCreate(r.GetContainerName(), r.GetStatus(), r.GetDownloadProgress(), wire.Words(r.GetFailureReason()))
-	return done, nil
+	return done, l.v.told()
 }
 
 // ended makes the error of an operation that a guest says has not succeeded.
@@ -204,7 +217,7 @@ func (l tremplinListener) UpdateDeletionStatus(_ context.Context, r *tpb.Contain
 		return nil, err
 	}
 	l.v.reportDelete(r.GetContainerName(), r.GetStatus(), wire.Words(r.GetFailureReason()))
-	return done, nil
+	return done, l.v.told()
 }
 
 func (v *vm) reportDelete(name string, st tpb.ContainerDeletionProgress_Status, why string) {
@@ -249,7 +262,7 @@ func (l tremplinListener) UpdateStartStatus(ctx context.Context, r *tpb.Containe
 		}
 	}
 	l.v.reportStart(r.GetContainerName(), r.GetStatus(), wire.Words(r.GetFailureReason()))
-	return done, nil
+	return done, l.v.told()
 }
 
 func (v *vm) reportStart(name string, st tpb.ContainerStartProgress_Status, why string) {
@@ -296,7 +309,7 @@ func (l tremplinListener) UpdateStopStatus(_ context.Context, r *tpb.ContainerSt
 		return nil, err
 	}
 	l.v.reportStop(r.GetContainerName(), r.GetStatus(), wire.Words(r.GetFailureReason()))
-	return done, nil
+	return done, l.v.told()
 }
 
 func (v *vm) reportStop(name string, st tpb.ContainerStopProgress_Status, why string) {
@@ -344,7 +357,7 @@ func (l tremplinListener) UpdateExportStatus(_ context.Context, r *tpb.Container
 		tpb.ContainerExportProgress_EXPORTING_PACK, tpb.ContainerExportProgress_EXPORTING_STREAMING:
 		v.reportTransfer(opExport, name, SignalExportLxdContainerProgress, sig, false, nil)
 	}
-	return done, nil
+	return done, l.v.told()
 }
 
 func (l tremplinListener) UpdateImportStatus(_ context.Context, r *tpb.ContainerImportProgress) (*tpb.EmptyMessage, error) {
@@ -366,7 +379,7 @@ func (l tremplinListener) UpdateImportStatus(_ context.Context, r *tpb.Container
 	case tpb.ContainerImportProgress_IMPORTING_UPLOAD, tpb.ContainerImportProgress_IMPORTING_UNPACK:
 		v.reportTransfer(opImport, name, SignalImportLxdContainerProgress, sig, false, nil)
 	}
-	return done, nil
+	return done, l.v.told()
 }
 
 // reportTransfer relays how an export or import goes. One with a stream to the

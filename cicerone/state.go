@@ -130,7 +130,18 @@ func (v *vm) saveSoon() {
 	if v.saving {
 		return
 	}
-	v.saving = v.s.beginLocked(v.save)
+	v.saving = v.s.beginLocked(v.saved)
+}
+
+// saved returns when what saveSoon was asked for is written down.
+func (v *vm) saved() {
+	defer v.saveTurn()()
+	v.s.mu.Lock()
+	due := v.saving
+	v.s.mu.Unlock()
+	if due {
+		v.saveNow()
+	}
 }
 
 func (v *vm) isGone() bool {
@@ -143,6 +154,11 @@ func (v *vm) isGone() bool {
 // service knows, and nothing now.
 func (v *vm) save() {
 	defer v.saveTurn()()
+	v.saveNow()
+}
+
+// saveNow is save for who has the turn.
+func (v *vm) saveNow() {
 	v.s.mu.Lock()
 	v.saving = false // what comes now is not in this one
 	r := v.snapshot()

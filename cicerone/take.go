@@ -318,7 +318,7 @@ func (v *vm) lookAround(probe bool) {
 // does not answer counts as not running until the agent reports again.
 func (v *vm) verify(c *container) {
 	v.s.mu.Lock()
-	client, token := c.garcon, c.token
+	client, reported := c.garcon, c.reported
 	v.s.mu.Unlock()
 	if client == nil {
 		return
@@ -337,7 +337,7 @@ func (v *vm) verify(c *container) {
 	}
 	v.s.mu.Lock()
 	var unused *garcon.Client
-	if v.ctx.Err() == nil && c.garcon == client && c.token == token {
+	if v.ctx.Err() == nil && c.garcon == client && c.reported == reported {
 		c.left = time.Now()
 		unused = v.down(c, "the container's agent did not answer after vm_cicerone was started anew")
 	}

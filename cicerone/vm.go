@@ -86,6 +86,8 @@ type container struct {
 	// left is when the agent said that it goes, until it is known what became
 	// of the container.
 	left time.Time
+	// reported counts how often the agent has said that it is ready.
+	reported int
 	// port and garcon are where the agent listens.
 	port       uint32
 	garcon     *garcon.Client
@@ -296,11 +298,7 @@ func (c *container) hasStarted() {
 // container may restart by itself.
 func (v *vm) down(c *container, why string) (unused *garcon.Client) {
 	v.endOps(func(o *operation) bool { return o.kind.ofAgent() && o.container == c.name }, why)
-	for _, cookie := range slices.Sorted(maps.Keys(c.inhibits)) {
-		v.emit(SignalUninhibitScreensaver, &pb.UninhibitScreensaverSignal{VmName: v.info.Name, ContainerName: c.name,
-			OwnerId: v.info.Owner.Word, Cookie: uint32(cookie)})
-	}
-	clear(c.inhibits)
+	v.uninhibit(c)
 	clear(c.watches)
 	clear(c.sessions)
 	v.closeDialogs(c.name)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -23,7 +24,8 @@ import (
 	pb "github.com/auberge-vm/auberge/protos/containerpb"
 )
 
-// The agent's ports are the first free ones of these.
+// The agent's ports are free ones of these, from a random one on: by its ports
+// the host knows whether an agent that reports again is the same process.
 const (
 	firstPort = 10000
 	lastPort  = 19999
@@ -110,7 +112,7 @@ type agent struct {
 }
 
 func (a *agent) run(ctx context.Context) error {
-	l, port, err := a.listen(firstPort)
+	l, port, err := a.listen()
 	if err != nil {
 		return err
 	}
@@ -135,7 +137,7 @@ func (a *agent) run(ctx context.Context) error {
 	var sender sync.WaitGroup
 	sender.Go(func() { a.queue.Run(sending) })
 
-	a.startSFTP(working, &work, s, port+1)
+	a.startSFTP(working, &work, s)
 	face := s.register()
 	served := make(chan error, 1)
 	calls.Go(func() { served <- face.Serve(l) })
@@ -194,9 +196,12 @@ func (a *agent) server() (*server, notices) {
 	}, n
 }
 
-// listen takes the first free port, from one on.
-func (a *agent) listen(port uint32) (net.Listener, uint32, error) {
-	for ; port <= lastPort; port++ {
+// listen takes a free port.
+func (a *agent) listen() (net.Listener, uint32, error) {
+	const ports = lastPort - firstPort + 1
+	first := rand.Uint32N(ports)
+	for i := range uint32(ports) {
+		port := firstPort + (first+i)%ports
 		l, err := a.Listen(port)
 		switch {
 		case err == nil:
@@ -205,17 +210,17 @@ func (a *agent) listen(port uint32) (net.Listener, uint32, error) {
 			return nil, 0, fmt.Errorf("listen for the host on vsock port %d: %w", port, err)
 		}
 	}
-	return nil, 0, fmt.Errorf("listen for the host: all vsock ports up to %d are taken", lastPort)
+	return nil, 0, fmt.Errorf("listen for the host: all vsock ports from %d to %d are taken", firstPort, lastPort)
 }
 
 // startSFTP serves the user's files if there is a server for them; without one
 // the agent is useful all the same.
-func (a *agent) startSFTP(ctx context.Context, work *sync.WaitGroup, s *server, port uint32) {
+func (a *agent) startSFTP(ctx context.Context, work *sync.WaitGroup, s *server) {
 	if _, err := os.Stat(a.SFTPPath); err != nil {
 		a.Log.Info("the host cannot have the user's files: no sftp-server (sudo apt install openssh-sftp-server)", "path", a.SFTPPath)
 		return
 	}
-	l, port, err := a.listen(port)
+	l, port, err := a.listen()
 	if err != nil {
 		a.Log.Warn("the host cannot have the user's files", "err", err)
 		return

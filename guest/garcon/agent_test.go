@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -51,6 +52,12 @@ type host struct {
 	files  chan string
 	lines  chan *pb.ApplyAnsiblePlaybookProgressInfo
 	slow   chan struct{} // closed, if there is one, before FileWatchTriggered is answered
+	// mustReady has reports refused until ContainerReady is taken, and unready
+	// tells of it.
+	mustReady bool
+	isReady   atomic.Bool
+	unready   chan struct{}
+	away      func() // ends it
 }
 
 func newHost(t *testing.T) *host {
@@ -67,6 +74,7 @@ func (h *host) ContainerReady(_ context.Context, m *pb.ContainerStartupInfo) (*v
 		return nil, err
 	default:
 	}
+	h.isReady.Store(true)
 	h.ready <- m
 	return empty, nil
 }
@@ -85,6 +93,10 @@ func (h *host) FileWatchTriggered(_ context.Context, m *pb.FileWatchTriggeredInf
 }
 
 func (h *host) ApplyAnsiblePlaybookProgress(_ context.Context, m *pb.ApplyAnsiblePlaybookProgressInfo) (*vmtoolspb.EmptyMessage, error) {
+	if h.mustReady && !h.isReady.Load() {
+		h.unready <- struct{}{}
+		return nil, status.Error(codes.FailedPrecondition, "the agent has not said that it is ready")
+	}
 	h.lines <- m
 	return empty, nil
 }
@@ -103,10 +115,11 @@ func (h *host) serve(path string) (stop func()) {
 		defer close(done)
 		face.Serve(l)
 	}()
-	return func() {
+	h.away = func() {
 		face.Stop()
 		<-done
 	}
+	return h.away
 }
 
 // A container is an agent with sockets in a directory for vsock ports.
@@ -231,12 +244,17 @@ func deadline(t *testing.T) context.Context {
 
 func TestHandshake(t *testing.T) {
 	c, h := newContainer(t), newHost(t)
-	// The first ports are taken, one of them by another container.
-	taken, err := net.Listen("unix", c.port(10000))
-	if err != nil {
-		t.Fatal(err)
+	ports := c.tried()
+	// The first one is taken, by another container.
+	listen, first := c.conf.Listen, true
+	c.conf.Listen = func(port uint32) (net.Listener, error) {
+		l, err := listen(port)
+		if first && err == nil {
+			l.Close()
+			first, err = false, syscall.EADDRINUSE
+		}
+		return l, err
 	}
-	defer taken.Close()
 	h.refuse <- status.Error(codes.FailedPrecondition, "the VM is not known yet")
 	c.start()
 	if said := next(t, c.says); !strings.Contains(said, "token") {
@@ -247,14 +265,18 @@ func TestHandshake(t *testing.T) {
 		t.Fatalf("the agent says %q, want READY=1", said)
 	}
 	stop := h.serve(c.hostPath()) // only now
-	if m := next(t, h.ready); m.GetToken() != token || m.GetGarconPort() != 10001 || m.GetSftpPort() != 0 {
-		t.Errorf("ContainerReady says %v", m)
+	taken, port := next(t, ports), next(t, ports)
+	if port != after(taken) {
+		t.Errorf("port %d is tried after %d", port, taken)
+	}
+	if m := next(t, h.ready); m.GetToken() != token || m.GetGarconPort() != port || m.GetSftpPort() != 0 {
+		t.Errorf("ContainerReady says %v, not port %d", m, port)
 	}
 
 	// The host's service ends, and another one knows nothing of us.
 	stop()
 	t.Cleanup(h.serve(c.hostPath()))
-	if m := next(t, h.ready); m.GetToken() != token || m.GetGarconPort() != 10001 {
+	if m := next(t, h.ready); m.GetToken() != token || m.GetGarconPort() != port || m.GetSftpPort() != 0 {
 		t.Errorf("the second ContainerReady says %v", m)
 	}
 
@@ -264,6 +286,40 @@ func TestHandshake(t *testing.T) {
 	}
 	if said := next(t, c.says); said != "STOPPING=1" {
 		t.Errorf("the agent says %q at its end", said)
+	}
+}
+
+// A host that comes back, and takes no report of an agent that has not said
+// again that it is there, hears how it ended what began before.
+func TestTheEndIsToldToTheNextHost(t *testing.T) {
+	c, h, g := up(t, func(c *container) {
+		c.write("bin/ansible-playbook", "#!/bin/sh\necho on\nuntil test -e "+c.dir+"/go; do sleep 0.01; done\ntouch "+c.dir+"/gone\n", 0o755)
+	})
+	if resp, err := g.ApplyAnsiblePlaybook(deadline(t), &pb.ApplyAnsiblePlaybookRequest{Playbook: "x"}); err != nil || resp.GetStatus() != pb.ApplyAnsiblePlaybookResponse_STARTED {
+		t.Fatalf("ApplyAnsiblePlaybook: %v, %v", resp, err)
+	}
+	next(t, h.lines)
+	h.away()
+	c.write("go", "", 0o644)
+	c.read("gone")
+
+	h = newHost(t)
+	h.unready = make(chan struct{}, 64)
+	for range 3 {
+		h.refuse <- status.Error(codes.FailedPrecondition, "the VM is not known yet")
+	}
+	h.mustReady = true
+	t.Cleanup(h.serve(c.hostPath()))
+	next(t, h.unready)
+	next(t, h.ready)
+	for {
+		m := next(t, h.lines)
+		if m.GetStatus() == pb.ApplyAnsiblePlaybookProgressInfo_SUCCEEDED {
+			return
+		}
+		if m.GetStatus() != pb.ApplyAnsiblePlaybookProgressInfo_IN_PROGRESS {
+			t.Fatalf("the end is %v", m)
+		}
 	}
 }
 
@@ -318,15 +374,69 @@ func TestEndWithinTheUnitsTime(t *testing.T) {
 	}
 }
 
+// tried tells which ports the agent tries.
+func (c *container) tried() <-chan uint32 {
+	ports, listen := make(chan uint32, 64), c.conf.Listen
+	c.conf.Listen = func(port uint32) (net.Listener, error) {
+		ports <- port
+		return listen(port)
+	}
+	return ports
+}
+
+// after is the agent's next port.
+func after(port uint32) uint32 {
+	if port == 19999 {
+		return 10000
+	}
+	return port + 1
+}
+
+// The host knows an agent that reports again from another one by its ports.
+func TestAnotherAgentHasOtherPorts(t *testing.T) {
+	c, h := newContainer(t), newHost(t)
+	c.write("token", token, 0o644)
+	c.write("sftp-server", "#!/bin/sh\n", 0o755)
+	c.conf.SFTPPath = filepath.Join(c.dir, "sftp-server")
+	t.Cleanup(h.serve(c.hostPath()))
+	agents, files, between := map[uint32]bool{}, map[uint32]bool{}, map[uint32]bool{}
+	for range 4 {
+		c.start()
+		m := next(t, h.ready)
+		for _, port := range []uint32{m.GetGarconPort(), m.GetSftpPort()} {
+			if port < 10000 || port > 19999 {
+				t.Errorf("port %d", port)
+			}
+		}
+		agents[m.GetGarconPort()], files[m.GetSftpPort()] = true, true
+		between[m.GetSftpPort()-m.GetGarconPort()] = true
+		c.end()
+	}
+	if len(agents) == 1 || len(files) == 1 || len(between) == 1 {
+		t.Errorf("four agents listen at %v and %v", agents, files)
+	}
+}
+
 func TestNoFreePort(t *testing.T) {
 	c := newContainer(t)
 	c.write("token", token, 0o644)
-	c.conf.Listen = func(uint32) (net.Listener, error) { return nil, syscall.EADDRINUSE }
-	if err := garcon.Run(deadline(t), c.conf); err == nil || !strings.Contains(err.Error(), "19999 are taken") {
+	tried := map[uint32]bool{}
+	c.conf.Listen = func(port uint32) (net.Listener, error) {
+		tried[port] = true
+		return nil, syscall.EADDRINUSE
+	}
+	if err := garcon.Run(deadline(t), c.conf); err == nil || !strings.Contains(err.Error(), "from 10000 to 19999 are taken") {
 		t.Errorf("the agent ends with %v", err)
 	}
-	c.conf.Listen = func(uint32) (net.Listener, error) { return nil, syscall.EAFNOSUPPORT }
-	if err := garcon.Run(deadline(t), c.conf); err == nil || !strings.Contains(err.Error(), "vsock port 10000") {
+	if len(tried) != 10000 || !tried[10000] || !tried[19999] {
+		t.Errorf("%d ports were tried", len(tried))
+	}
+	var port uint32
+	c.conf.Listen = func(p uint32) (net.Listener, error) {
+		port = p
+		return nil, syscall.EAFNOSUPPORT
+	}
+	if err := garcon.Run(deadline(t), c.conf); err == nil || !strings.Contains(err.Error(), "vsock port "+strconv.Itoa(int(port))) {
 		t.Errorf("the agent ends with %v", err)
 	}
 }

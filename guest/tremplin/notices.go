@@ -8,11 +8,11 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// tell leaves a notice of one kind. A key names notices that the next of their
-// kind outdates.
-func tell[M proto.Message](o *outbox, key, what string, m M,
+// tell leaves a notice of one kind, or keeps it. A key names notices that the
+// next of their kind outdates.
+func tell[M proto.Message](o *outbox, keep bool, key, what string, m M,
 	call func(pb.TremplinListenerClient, context.Context, M, ...grpc.CallOption) (*pb.EmptyMessage, error)) {
-	o.push(notice{key: key, what: what, call: func(ctx context.Context, host pb.TremplinListenerClient) error {
+	o.push(notice{keep: keep, key: key, what: what, call: func(ctx context.Context, host pb.TremplinListenerClient) error {
 		_, err := call(host, ctx, m)
 		return err
 	}})
@@ -27,7 +27,7 @@ func (o *outbox) announce() {
 }
 
 func (o *outbox) startLxd(s pb.StartLxdProgress_Status, reason string) {
-	tell(o, "", "UpdateStartLxdStatus "+s.String(), &pb.StartLxdProgress{Status: s, FailureReason: clip(reason)}, pb.TremplinListenerClient.UpdateStartLxdStatus)
+	tell(o, false, "", "UpdateStartLxdStatus "+s.String(), &pb.StartLxdProgress{Status: s, FailureReason: clip(reason)}, pb.TremplinListenerClient.UpdateStartLxdStatus)
 }
 
 func (o *outbox) create(name string, s pb.ContainerCreationProgress_Status, percent int32, reason string) {
@@ -35,13 +35,13 @@ func (o *outbox) create(name string, s pb.ContainerCreationProgress_Status, perc
 	if s == pb.ContainerCreationProgress_DOWNLOADING {
 		key = "create " + name
 	}
-	tell(o, key, "UpdateCreateStatus "+s.String(), &pb.ContainerCreationProgress{
+	tell(o, key == "", key, "UpdateCreateStatus "+s.String(), &pb.ContainerCreationProgress{
 		ContainerName: name, Status: s, DownloadProgress: percent, FailureReason: clip(reason),
 	}, pb.TremplinListenerClient.UpdateCreateStatus)
 }
 
 func (o *outbox) deletion(name string, s pb.ContainerDeletionProgress_Status, reason string) {
-	tell(o, "", "UpdateDeletionStatus "+s.String(), &pb.ContainerDeletionProgress{ContainerName: name, Status: s, FailureReason: clip(reason)}, pb.TremplinListenerClient.UpdateDeletionStatus)
+	tell(o, true, "", "UpdateDeletionStatus "+s.String(), &pb.ContainerDeletionProgress{ContainerName: name, Status: s, FailureReason: clip(reason)}, pb.TremplinListenerClient.UpdateDeletionStatus)
 }
 
 func (o *outbox) start(name string, s pb.ContainerStartProgress_Status, reason string) {
@@ -49,11 +49,11 @@ func (o *outbox) start(name string, s pb.ContainerStartProgress_Status, reason s
 	if s == pb.ContainerStartProgress_STARTING {
 		key = "start " + name
 	}
-	tell(o, key, "UpdateStartStatus "+s.String(), &pb.ContainerStartProgress{ContainerName: name, Status: s, FailureReason: clip(reason)}, pb.TremplinListenerClient.UpdateStartStatus)
+	tell(o, key == "", key, "UpdateStartStatus "+s.String(), &pb.ContainerStartProgress{ContainerName: name, Status: s, FailureReason: clip(reason)}, pb.TremplinListenerClient.UpdateStartStatus)
 }
 
 func (o *outbox) stop(name string, s pb.ContainerStopProgress_Status, reason string) {
-	tell(o, "", "UpdateStopStatus "+s.String(), &pb.ContainerStopProgress{ContainerName: name, Status: s, FailureReason: clip(reason)}, pb.TremplinListenerClient.UpdateStopStatus)
+	tell(o, s != pb.ContainerStopProgress_STOPPING, "", "UpdateStopStatus "+s.String(), &pb.ContainerStopProgress{ContainerName: name, Status: s, FailureReason: clip(reason)}, pb.TremplinListenerClient.UpdateStopStatus)
 }
 
 func (o *outbox) export(p *pb.ContainerExportProgress) {
@@ -62,7 +62,8 @@ func (o *outbox) export(p *pb.ContainerExportProgress) {
 		key = "export " + p.ContainerName
 	}
 	p.FailureReason = clip(p.FailureReason)
-	tell(o, key, "UpdateExportStatus "+p.Status.String(), p, pb.TremplinListenerClient.UpdateExportStatus)
+	final := p.Status == pb.ContainerExportProgress_DONE || p.Status == pb.ContainerExportProgress_FAILED || p.Status == pb.ContainerExportProgress_CANCELLED
+	tell(o, final, key, "UpdateExportStatus "+p.Status.String(), p, pb.TremplinListenerClient.UpdateExportStatus)
 }
 
 func (o *outbox) imported(p *pb.ContainerImportProgress) {
@@ -71,13 +72,19 @@ func (o *outbox) imported(p *pb.ContainerImportProgress) {
 		key = "import " + p.ContainerName
 	}
 	p.FailureReason = clip(p.FailureReason)
-	tell(o, key, "UpdateImportStatus "+p.Status.String(), p, pb.TremplinListenerClient.UpdateImportStatus)
+	tell(o, key == "", key, "UpdateImportStatus "+p.Status.String(), p, pb.TremplinListenerClient.UpdateImportStatus)
 }
 
 func (o *outbox) shutdown(name string) {
-	tell(o, "", "ContainerShutdown "+name, &pb.ContainerShutdownInfo{ContainerName: name}, pb.TremplinListenerClient.ContainerShutdown)
+	tell(o, true, shutdownKey(name), "ContainerShutdown "+name, &pb.ContainerShutdownInfo{ContainerName: name}, pb.TremplinListenerClient.ContainerShutdown)
 }
 
+func shutdownKey(name string) string { return "shutdown " + name }
+
+// runs takes the word back that a container has stopped, if the host has not
+// heard it yet: it would be taken for one of the container as it is now.
+func (o *outbox) runs(name string) { o.recall(shutdownKey(name)) }
+
 func (o *outbox) ports(m *pb.ListeningPortInfo) {
-	tell(o, "ports", "UpdateListeningPorts", m, pb.TremplinListenerClient.UpdateListeningPorts)
+	tell(o, false, "ports", "UpdateListeningPorts", m, pb.TremplinListenerClient.UpdateListeningPorts)
 }

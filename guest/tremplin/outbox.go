@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,7 +19,7 @@ import (
 const (
 	maxNotices     = 1024             // that wait for the host
 	noticeTimeout  = 10 * time.Second // of one attempt
-	noticePatience = time.Minute      // then a notice is given up
+	noticePatience = time.Minute      // then a notice is given up that nobody keeps
 	noticePauseMin = 20 * time.Millisecond
 	noticePauseMax = time.Second
 	maxMessage     = 4 << 20
@@ -28,10 +29,13 @@ const (
 // A notice is one call to the host. Of notices with the same key only the
 // last one waits.
 type notice struct {
-	key     string
-	what    string
-	forever bool
-	call    func(context.Context, pb.TremplinListenerClient) error
+	key  string
+	what string
+	// keep is for what ends something: however long the host is away, whoever
+	// comes back must not wait for that end. It is given up only when the host
+	// refuses it, what is forever not even then.
+	keep, forever bool
+	call          func(context.Context, pb.TremplinListenerClient) error
 }
 
 // An outbox tells the host, in order, and again while the host is away.
@@ -45,6 +49,7 @@ type outbox struct {
 	more    chan struct{}
 	idle    chan struct{} // closed when nothing waits; nil when nobody asks
 	busy    bool
+	sending string // the key of what is being delivered, until that is recalled
 }
 
 func newOutbox(log *slog.Logger, dial func(context.Context) (net.Conn, error)) (*outbox, error) {
@@ -78,14 +83,25 @@ func (o *outbox) push(n notice) {
 		}
 	}
 	if len(o.waiting) >= maxNotices {
-		o.log.Error("a notice for the host is lost: too many wait", "notice", o.waiting[0].what)
-		o.waiting = o.waiting[1:]
+		victim := max(0, slices.IndexFunc(o.waiting, func(n notice) bool { return !n.keep && !n.forever }))
+		o.log.Error("a notice for the host is lost: too many wait", "notice", o.waiting[victim].what)
+		o.waiting = slices.Delete(o.waiting, victim, victim+1)
 	}
 	o.waiting = append(o.waiting, n)
 	select {
 	case o.more <- struct{}{}:
 	default:
 	}
+}
+
+// recall takes a notice back that the host has not heard, and is not so any more.
+func (o *outbox) recall(key string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.sending == key {
+		o.sending = ""
+	}
+	o.waiting = slices.DeleteFunc(o.waiting, func(n notice) bool { return n.key == key })
 }
 
 // run delivers until the context ends.
@@ -121,7 +137,14 @@ func (o *outbox) take() (notice, bool) {
 	}
 	n := o.waiting[0]
 	o.waiting = o.waiting[1:]
+	o.sending = n.key
 	return n, true
+}
+
+func (o *outbox) recalled(n notice) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.sending != n.key
 }
 
 // flush returns when the host has heard all, or the context ends.
@@ -156,7 +179,7 @@ func (o *outbox) deliver(ctx context.Context, n notice) {
 			return
 		case ctx.Err() != nil:
 			return
-		case !n.forever && (!worthRetrying(err) || time.Since(begun) > noticePatience):
+		case !n.forever && (!worthRetrying(err) || !n.keep && time.Since(begun) > noticePatience):
 			o.log.Error("the host does not take a notice", "notice", n.what, "attempts", attempt, "err", err)
 			return
 		case attempt == 1:
@@ -168,6 +191,9 @@ func (o *outbox) deliver(ctx context.Context, n notice) {
 		case <-ctx.Done():
 		}
 		pause.Stop()
+		if o.recalled(n) {
+			return
+		}
 		next = min(2*next, noticePauseMax)
 	}
 }

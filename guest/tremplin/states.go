@@ -104,15 +104,27 @@ func (t *states) reconcile(ctx context.Context) error {
 			err = fmt.Errorf("Incus cannot tell whether %s runs", i.Name)
 		}
 	}
+	began, ended := without(now, before), without(before, now)
 	t.running, t.known = now, true
 	t.mu.Unlock()
 	t.s.left.again()
-	for name := range before {
-		if !now[name] {
-			t.tell(name)
-		}
+	for _, name := range began {
+		t.s.host.runs(name)
+	}
+	for _, name := range ended {
+		t.tell(name)
 	}
 	return err
+}
+
+// without are the names of some that are not among others.
+func without(some, others map[string]bool) (names []string) {
+	for name := range some {
+		if !others[name] {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 func (t *states) happened(l incus.Lifecycle) {
@@ -132,8 +144,9 @@ func (t *states) started(name string) {
 		return
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.running[name] = true
+	t.mu.Unlock()
+	t.s.host.runs(name)
 }
 
 // forget notes that a container does not run, and tells whether it did.

@@ -104,6 +104,41 @@ func TestAnEndWithoutAnEvent(t *testing.T) {
 	eventually(t, "the host hears of it", func() bool { return host.has("penguin has stopped") })
 }
 
+// A host that comes back does not hear of the end of a container that runs again.
+func TestAnEndThatIsNotSoAnyMore(t *testing.T) {
+	f, s, host := newFakeIncus(t)
+	eventually(t, "its events are followed", s.states.areKnown)
+	away := func(fails int) {
+		host.mu.Lock()
+		defer host.mu.Unlock()
+		host.fails = fails
+	}
+	away(1 << 30)
+	for _, name := range []string{"penguin", "web", "third"} {
+		f.happens("instance-started", name)
+		f.happens("instance-shutdown", name)
+	}
+	eventually(t, "the first is on its way, and the others wait", func() bool {
+		s.host.mu.Lock()
+		defer s.host.mu.Unlock()
+		return len(s.host.waiting) == 2
+	})
+	s.host.startLxd(pb.StartLxdProgress_STARTED, "")
+	for _, name := range []string{"penguin", "third"} { // the first and another one
+		f.happens("instance-started", name)
+	}
+	eventually(t, "the ends of both are taken back", func() bool {
+		s.host.mu.Lock()
+		defer s.host.mu.Unlock()
+		return s.host.sending == "" && len(s.host.waiting) == 2 || len(s.host.waiting) == 1
+	})
+	away(0)
+	eventually(t, "the host hears all", func() bool { return host.has("lxd STARTED") })
+	if got := host.heard(); !slices.Equal(got, []string{"web has stopped", "lxd STARTED"}) {
+		t.Errorf("the host heard %q", got)
+	}
+}
+
 // While its monitor does not answer, nobody is told that a container is
 // stopped.
 func TestAContainerOfWhichIncusKnowsNothing(t *testing.T) {

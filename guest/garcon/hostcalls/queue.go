@@ -13,7 +13,8 @@ import (
 const (
 	// queueMost bounds the notices that wait.
 	queueMost = 256
-	// queuePatience is how long the host may be away before a notice is old.
+	// queuePatience is how long the host may be away before a notice is old that
+	// is not kept.
 	queuePatience = 10 * time.Minute
 	// queuePause is between attempts.
 	queuePause = 500 * time.Millisecond
@@ -26,8 +27,9 @@ type Notice struct {
 	// Key, if it is not empty, lets the notice take the place of an older one
 	// with the same key that is not on its way yet: only the last counts.
 	Key string
-	// Keep saves the notice when there is no room: the oldest of the others
-	// goes instead. It is for what ends something.
+	// Keep saves the notice when there is no room, where the oldest of the
+	// others goes instead, and however long the host is away. It is for what
+	// ends something, for which somebody waits.
 	Keep bool
 	// Send makes the call.
 	Send func(ctx context.Context) error
@@ -142,7 +144,7 @@ func (q *Queue) deliver(ctx context.Context, e entry) {
 		case ctx.Err() != nil:
 			q.putBack(e)
 			return
-		case !passing(err) || time.Since(e.since) > queuePatience:
+		case !passing(err) || !e.Keep && time.Since(e.since) > queuePatience:
 			q.log.Warn("the host did not take a notice", "notice", e.Name, "err", err)
 			return
 		case q.replaced(e):

@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -95,6 +97,31 @@ func TestQueueTriesAgain(t *testing.T) {
 	if got := run(t, q, r); got != "a last" || attempts != 3 || refused != 1 {
 		t.Errorf("the host got %q after %d attempts, and refused %d", got, attempts, refused)
 	}
+}
+
+// However long the host is away: whoever comes back hears how things ended.
+func TestQueueKeepsEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, r := NewQueue(silent), newReceiver("last")
+		var back atomic.Bool
+		push := func(name string, keep bool) {
+			q.Push(Notice{Name: name, Keep: keep, Send: func(context.Context) error {
+				if !back.Load() {
+					return status.Error(codes.FailedPrecondition, "not said that it is ready")
+				}
+				return r.take(name)
+			}})
+		}
+		push("progress", false)
+		push("end", true)
+		time.AfterFunc(5*time.Hour, func() { back.Store(true); push("last", false) })
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { <-r.all; cancel() }()
+		q.Run(ctx)
+		if got := strings.Join(r.got, " "); got != "end last" {
+			t.Errorf("the host got %q", got)
+		}
+	})
 }
 
 func TestQueueIsBounded(t *testing.T) {
