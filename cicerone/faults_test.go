@@ -273,6 +273,9 @@ func TestAgentsReportAgain(t *testing.T) {
 		t.Helper()
 		must(t)(m.container.InstallLinuxPackageProgress(t.Context(), &cpb.InstallLinuxPackageProgressInfo{Token: token, Status: status, CommandUuid: "u"}))
 	}
+	// What ended before may be told a second time.
+	must(t)(m.container.InstallLinuxPackageProgress(t.Context(), &cpb.InstallLinuxPackageProgressInfo{Token: token,
+		Status: cpb.InstallLinuxPackageProgressInfo_FAILED, CommandUuid: "before"}))
 	report(cpb.InstallLinuxPackageProgressInfo_INSTALLING)
 	if g := next[*pb.InstallLinuxPackageProgressSignal](w, "InstallLinuxPackageProgress"); g.Status != pb.InstallLinuxPackageProgressSignal_INSTALLING {
 		t.Errorf("%v", g)

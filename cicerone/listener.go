@@ -231,6 +231,9 @@ const maxDetails = 4096
 func (l containerListener) InstallLinuxPackageProgress(_ context.Context, r *cpb.InstallLinuxPackageProgressInfo) (*vmtoolspb.EmptyMessage, error) {
 	details := wire.Text(r.GetFailureDetails(), maxDetails)
 	return l.report(r.GetToken(), func(v *vm, c *container) error {
+		if now := v.ops[opKey{opInstall, c.name}]; now != nil && r.GetCommandUuid() != "" && r.GetCommandUuid() != now.uuid {
+			return nil // the one before's, told again
+		}
 		o := v.op(opInstall, c.name)
 		if o == nil {
 			return nil

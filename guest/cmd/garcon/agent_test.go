@@ -14,7 +14,9 @@ import (
 
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/auberge-vm/auberge/dbus/dbustest"
 	"github.com/auberge-vm/auberge/guest/garcon"
@@ -31,14 +33,20 @@ const patience = time.Minute
 // A desk is a host that follows one container.
 type desk struct {
 	pb.UnimplementedContainerListenerServer
-	ready chan *pb.ContainerStartupInfo
-	lists chan []*pb.Application
-	dark  chan string
+	refuse chan func() error // what ContainerReady does first, if anything
+	ready  chan *pb.ContainerStartupInfo
+	lists  chan []*pb.Application
+	dark   chan string
 }
 
 var empty = &vmtoolspb.EmptyMessage{}
 
 func (d *desk) ContainerReady(_ context.Context, m *pb.ContainerStartupInfo) (*vmtoolspb.EmptyMessage, error) {
+	select {
+	case refused := <-d.refuse:
+		return nil, refused()
+	default:
+	}
 	d.ready <- m
 	return empty, nil
 }
@@ -109,10 +117,19 @@ func TestAgentHasApplications(t *testing.T) {
 	write("program", "#!/bin/sh\necho \"$1\" >"+dir+"/new && mv "+dir+"/new "+dir+"/out\n")
 	write("a.svg", "<svg/>")
 
-	d := &desk{ready: make(chan *pb.ContainerStartupInfo, 8), lists: make(chan []*pb.Application, 64), dark: make(chan string, 8)}
+	// What is said before a new agent is known would be of the one before.
+	asked := bus.Connect(t)
+	refused := func() error {
+		asked.Object("org.freedesktop.ScreenSaver", "/ScreenSaver").Call("org.freedesktop.ScreenSaver.Inhibit", 0, "early", "film")
+		return status.Error(codes.FailedPrecondition, "the VM is not known yet")
+	}
+	d := &desk{refuse: make(chan func() error, 8), ready: make(chan *pb.ContainerStartupInfo, 8), lists: make(chan []*pb.Application, 64), dark: make(chan string, 8)}
 	l, err := net.Listen("unix", dir+"/host")
 	if err != nil {
 		t.Fatal(err)
+	}
+	for range 4 {
+		d.refuse <- refused
 	}
 	face := grpc.NewServer()
 	pb.RegisterContainerListenerServer(face, d)

@@ -17,7 +17,8 @@ func (o *serverOptions) parts(t garcon.Tools) (garcon.Parts, error) {
 		Paths: apps.PathsFrom(t.User.Home, os.Getenv),
 	})
 	b := bus.New(bus.Config{Log: t.Log, Host: t.Host, Address: bus.SessionAddress(os.Getenv), Types: m.Types})
-	// Lists are refused before the host knows the container.
+	// Before the host knows this agent it refuses lists, and takes what keeps the
+	// screen on for something of the agent before, with which it ends.
 	known := make(chan struct{})
 	var first sync.Once
 	return garcon.Parts{
@@ -33,6 +34,11 @@ func (o *serverOptions) parts(t garcon.Tools) (garcon.Parts, error) {
 			}
 		},
 		Run: func(ctx context.Context) {
+			select {
+			case <-known:
+			case <-ctx.Done():
+				return
+			}
 			var parts sync.WaitGroup
 			defer parts.Wait()
 			parts.Go(func() {
@@ -40,11 +46,6 @@ func (o *serverOptions) parts(t garcon.Tools) (garcon.Parts, error) {
 					t.Log.Error("nothing is done for programs on the session's bus", "err", err)
 				}
 			})
-			select {
-			case <-known:
-			case <-ctx.Done():
-				return
-			}
 			if err := m.Run(ctx); err != nil {
 				t.Log.Error("the host is not told of applications any more", "err", err)
 			}
