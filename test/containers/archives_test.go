@@ -152,6 +152,7 @@ func (s *stack) importInVM(name, path string) {
 // badArchives are not imported, and leave nothing.
 func (s *stack) badArchives() {
 	s.t.Helper()
+	all[*importing](s.ear) // vmc's own
 	for name, bad := range map[string]struct {
 		metadata string
 		links    bool // its root leads elsewhere
