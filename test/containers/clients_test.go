@@ -17,7 +17,7 @@ import (
 // What people and scripts use: busctl alone makes a container; vmc, vsh and a
 // stock ssh use it; it goes into a file and comes back out of it.
 func TestClients(t *testing.T) {
-	beside(t, &firstLane)
+	fromTheStart(t)
 	s := newStack(t)
 	s.startVM()
 	s.shellExample()

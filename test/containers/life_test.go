@@ -2,6 +2,7 @@ package containers
 
 import (
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/auberge-vm/auberge/protos/ciceronepb"
@@ -9,6 +10,11 @@ import (
 
 // The main job: a container from nothing to a shell in it, and away again.
 func TestContainerLife(t *testing.T) {
+	// Others begin with the disk that this one leaves.
+	preparing.Lock()
+	prepared := sync.OnceFunc(preparing.Unlock)
+	defer prepared()
+	fromTheStart(t)
 	s := newStack(t)
 	s.startVM()
 	var lxd ciceronepb.StartLxdResponse
@@ -91,9 +97,9 @@ func TestContainerLife(t *testing.T) {
 	if s.isRunning() {
 		t.Error("the container runs after it was stopped")
 	}
-	// What other tests begin with.
 	s.stopVM()
 	s.keepDisk()
+	prepared()
 
 	s.startVM()
 	var del ciceronepb.DeleteLxdContainerResponse

@@ -7,6 +7,7 @@ package containers
 import (
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 
@@ -28,13 +29,59 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Two VMs are as many as the machine has processors for; the lanes take about
-// the same time.
-var firstLane, secondLane sync.Mutex
+// A turn is a test's that waits for one of the lanes.
+type turn struct {
+	seconds int // that the test takes, about
+	mine    chan struct{}
+}
 
-// beside runs a test beside those of the other lane.
-func beside(t *testing.T, lane *sync.Mutex) {
+// Two VMs are as many as the machine has processors for. The longest test goes
+// first.
+var lanes = struct {
+	sync.Mutex
+	free    int
+	waiting []turn
+}{free: 2}
+
+// lane waits for a lane, and has it until the test ends.
+func lane(t *testing.T, seconds int) {
+	own := turn{seconds, make(chan struct{})}
+	lanes.Lock()
+	lanes.waiting = append(lanes.waiting, own)
+	nextTurn()
+	lanes.Unlock()
+	<-own.mine
+	t.Cleanup(func() { // after all of the test's own
+		lanes.Lock()
+		defer lanes.Unlock()
+		lanes.free++
+		nextTurn()
+	})
+}
+
+// nextTurn gives away what is free; lanes are locked.
+func nextTurn() {
+	for lanes.free > 0 && len(lanes.waiting) > 0 {
+		i := 0
+		for k, w := range lanes.waiting {
+			if w.seconds > lanes.waiting[i].seconds {
+				i = k
+			}
+		}
+		lanes.free--
+		close(lanes.waiting[i].mine)
+		lanes.waiting = slices.Delete(lanes.waiting, i, i+1)
+	}
+}
+
+// beside runs a test beside others.
+func beside(t *testing.T, seconds int) {
 	t.Parallel()
-	lane.Lock()
-	t.Cleanup(lane.Unlock) // after all of the test's own
+	lane(t, seconds)
+}
+
+// fromTheStart is beside for the two tests that need nothing of others.
+func fromTheStart(t *testing.T) {
+	lane(t, 0)
+	t.Parallel()
 }
