@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -25,8 +27,6 @@ const (
 	// of them is.
 	icons    = 8
 	iconSize = 8 << 10
-	// firstAgent is where the agent of a VM's first container listens.
-	firstAgent = 10000
 	// relayed is over how many calls into a guest a median is taken.
 	relayed = 30
 )
@@ -122,9 +122,13 @@ func (k *keeper) agent() (agent containerpb.GarconClient, hangUp func(), err err
 	if err != nil || len(sockets) != 1 {
 		return nil, nil, fmt.Errorf("%d VMs have a socket, want 1: %v", len(sockets), err)
 	}
+	port, err := k.agentPort()
+	if err != nil {
+		return nil, nil, err
+	}
 	conn, err := grpc.NewClient("passthrough:///agent", grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy(),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return vsock.DialUser(ctx, sockets[0], vsock.Addr{VM: termina, Port: firstAgent})
+			return vsock.DialUser(ctx, sockets[0], vsock.Addr{VM: termina, Port: port})
 		}))
 	if err != nil {
 		return nil, nil, err
@@ -136,4 +140,32 @@ func (k *keeper) agent() (agent containerpb.GarconClient, hangUp func(), err err
 		return nil, nil, errors.Join(fmt.Errorf("call the container's agent: %w", err), conn.Close())
 	}
 	return agent, func() { conn.Close() }, nil
+}
+
+// agentPort is where that agent listens, which it chooses by chance: vm_cicerone
+// has written it down.
+func (k *keeper) agentPort() (uint32, error) {
+	records, err := filepath.Glob(filepath.Join(k.CiceroneDir, "*.json"))
+	if err != nil || len(records) != 1 {
+		return 0, fmt.Errorf("vm_cicerone has %d records, want 1: %v", len(records), err)
+	}
+	text, err := os.ReadFile(records[0])
+	if err != nil {
+		return 0, err
+	}
+	var r struct {
+		Containers []struct {
+			Name string `json:"name"`
+			Port uint32 `json:"port"`
+		} `json:"containers"`
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		return 0, fmt.Errorf("%s: %w", records[0], err)
+	}
+	for _, c := range r.Containers {
+		if c.Name == ours && c.Port != 0 {
+			return c.Port, nil
+		}
+	}
+	return 0, fmt.Errorf("%s: %s has no port: %s", records[0], ours, text)
 }
