@@ -143,19 +143,7 @@ func TestAnExportWaitsForWhoReadsIt(t *testing.T) {
 	s := w.serve()
 	m, _ := w.up(s, "termina", 33)
 	streams, names := m.transfers()
-	begin := func() (r *os.File, c net.Conn) {
-		t.Helper()
-		r, p, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer p.Close()
-		if err := s.ExportContainer(t.Context(), subject(), "termina", "penguin", p); err != nil {
-			t.Fatal(err)
-		}
-		<-names
-		return r, <-streams
-	}
+	begin := func() (*os.File, net.Conn) { return exportToPipe(t, s, streams, names) }
 	r, c := begin()
 	data := bytes.Repeat([]byte("container"), 100000)
 	sent := make(chan error, 1)

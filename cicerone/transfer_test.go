@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/auberge-vm/auberge/cicerone"
 	pb "github.com/auberge-vm/auberge/protos/ciceronepb"
 	tpb "github.com/auberge-vm/auberge/protos/tremplinpb"
 	"github.com/auberge-vm/auberge/vsock"
@@ -118,25 +119,29 @@ func TestTransfers(t *testing.T) {
 	w.quiet()
 }
 
+// exportToPipe begins an export, and returns where it is read and its stream
+// with the VM.
+func exportToPipe(t *testing.T, s *cicerone.Service, streams <-chan net.Conn, names <-chan string) (*os.File, net.Conn) {
+	t.Helper()
+	r, p, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := s.ExportContainer(t.Context(), subject(), "termina", "penguin", p); err != nil {
+		t.Fatal(err)
+	}
+	<-names
+	return r, <-streams
+}
+
 // Each way to break has one last signal that says why, and the next try works.
 func TestTransfersThatBreak(t *testing.T) {
 	w := newWorld(t)
 	s := w.serve()
 	m, f := w.up(s, "termina", 33)
 	streams, names := m.transfers()
-	begin := func() (r *os.File, c net.Conn) {
-		t.Helper()
-		r, p, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer p.Close()
-		if err := s.ExportContainer(t.Context(), subject(), "termina", "penguin", p); err != nil {
-			t.Fatal(err)
-		}
-		<-names
-		return r, <-streams
-	}
+	begin := func() (*os.File, net.Conn) { return exportToPipe(t, s, streams, names) }
 	end := func() *pb.ExportLxdContainerProgressSignal {
 		t.Helper()
 		return next[*pb.ExportLxdContainerProgressSignal](w, "ExportLxdContainerProgress")

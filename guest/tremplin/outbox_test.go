@@ -58,7 +58,7 @@ func TestEndsAreKeptUntilTheHostIsBack(t *testing.T) {
 		running.Go(func() { o.run(ctx) })
 		o.create("a", pb.ContainerCreationProgress_DOWNLOADING, 1, "")
 		o.shutdown("b")
-		time.Sleep(time.Second)
+		synctest.Wait() // it has been tried
 		o.create("a", pb.ContainerCreationProgress_CREATED, 100, "")
 		o.deletion("b", pb.ContainerDeletionProgress_DELETED, "")
 		o.start("c", pb.ContainerStartProgress_STARTING, "")
@@ -71,6 +71,8 @@ func TestEndsAreKeptUntilTheHostIsBack(t *testing.T) {
 		o.shutdown("d")
 		o.shutdown("g")
 		o.runs("g") // again
+		// The clock is synctest's, on which hours take no time and nothing depends on
+		// the machine.
 		time.Sleep(5 * time.Hour)
 		h.mu.Lock()
 		h.back = true
