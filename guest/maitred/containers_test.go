@@ -93,10 +93,15 @@ while :; do sleep 0.01; done
 		t.Errorf("mounted:\n%s", mounts)
 	}
 	server.services.Stop()
-	go server.endContainers()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		server.endContainers()
+	}()
 	if got := read(); got != "told" {
 		t.Errorf("at the end the manager says %q", got)
 	}
+	<-ended
 }
 
 // VMs without containers start as ever.
