@@ -23,6 +23,7 @@ import (
 // whom they name, and the refusal says which and where. What everybody has is
 // an administrator's to see, and nobody else's.
 func TestQuotaAndAdministrator(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	conf := filepath.Join(b.Dir, "auberge.conf")
 	text := fmt.Sprintf("log-level = debug\n\n[vm_concierge]\nmax-disk = 100M\nquota = %d:vms=1,memory=600M\nquota = %s:disk=30M\n\n[auberge-helper]\n",
@@ -95,6 +96,7 @@ func TestQuotaAndAdministrator(t *testing.T) {
 // A scrape finds the VMs, what they take and how long calls took; only who may
 // open the socket gets it.
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	socket := filepath.Join(b.RuntimeDir, "metrics.sock")
 	b.restartConcierge("--metrics", socket)
@@ -163,6 +165,7 @@ func scrape(t *testing.T, socket string) string {
 // The doctor finds nothing broken where VMs run, whoever asks, and says what is
 // when the service has gone.
 func TestDoctor(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	type finding struct{ Name, Outcome, Detail, Remedy string }
 	doctor := func(c *client) (int, map[string]finding) {

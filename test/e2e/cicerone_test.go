@@ -75,6 +75,7 @@ func (c *client) looksAfter(vm string) bool {
 // Whichever of the daemons and VMs come and go in whatever order, vm_cicerone
 // knows the VMs that run when it can be asked, and no others.
 func TestCiceroneKnowsVMs(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice, bob, root := b.client(testbed.Alice), b.client(testbed.Bob), b.client(testbed.Root)
 	// One that is not there holds nothing up.
@@ -130,6 +131,7 @@ func TestCiceroneKnowsVMs(t *testing.T) {
 
 // Vm_cicerone finds its way on another bus.
 func TestCiceroneSurvivesTheBus(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.startCicerone()
 	b.client(testbed.Alice).start(&pb.StartVmRequest{Name: "x"})
@@ -177,6 +179,7 @@ var whole = map[string]proto.Message{
 // Each method answers about a VM that does not run as its response can, and
 // about another user's as if there were none.
 func TestCiceroneAndUnknownVMs(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.startCicerone()
 	alice, bob := b.client(testbed.Alice), b.client(testbed.Bob)
@@ -239,6 +242,7 @@ func TestCiceroneAndUnknownVMs(t *testing.T) {
 // What is no request, or names what cannot be, is refused, and the service
 // serves on.
 func TestCiceroneAndMalformedRequests(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.startCicerone()
 	alice := b.client(testbed.Alice)

@@ -33,6 +33,7 @@ func exitCode(err error) int {
 // A person's way through vmc: every command, as text and as JSON, with its
 // exit codes.
 func TestVmc(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	vmc := func(code int, args ...string) (string, string) {
@@ -115,6 +116,7 @@ func TestVmc(t *testing.T) {
 
 // Shells and commands in a live VM.
 func TestVsh(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "x"})

@@ -161,6 +161,7 @@ func (e *ear) untilStopped(vm string) {
 // and is known, or nothing of it is left. Each case starts the same VM again,
 // which the one before must not keep from it.
 func TestCrashPoints(t *testing.T) {
+	t.Parallel()
 	b := crashBed(t)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()

@@ -49,6 +49,7 @@ func (c *client) dbusSend(method string, req, resp proto.Message) {
 
 // A script with dbus-send alone gets from no disk to a stopped VM.
 func TestDBusSendAlone(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	var disk pb.CreateDiskImageResponse

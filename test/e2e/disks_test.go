@@ -22,6 +22,7 @@ func makeFIFO(path string, u testbed.User) error {
 }
 
 func TestDisks(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice, bob := b.client(testbed.Alice), b.client(testbed.Bob)
 

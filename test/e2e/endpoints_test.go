@@ -122,6 +122,7 @@ func (s *standIn) hears(alice *client, vm string, cid uint32) {
 // vm_cicerone is told of VMs with all that it has to know, hears what guests
 // say on its ports, and all of that again after either daemon's restart.
 func TestWhatCiceroneIsGiven(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	first := b.standIn()

@@ -12,6 +12,7 @@ import (
 // The example clients, which `make examples` got ready, do what they say: in
 // other languages, by the .proto files that are installed.
 func TestExamples(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	examples := filepath.Join(b.Bin, "examples")
 	for _, example := range []struct {

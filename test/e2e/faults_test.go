@@ -104,6 +104,7 @@ print "$ok\n"; $| = 1; sleep 1000 if shift;`
 // A guest that dials the host a thousand times and says nothing keeps a few
 // streams of its own, and nobody else from anything.
 func TestGuestThatDialsAThousandTimes(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	bad := alice.start(&pb.StartVmRequest{Name: "bad"})
@@ -144,7 +145,7 @@ func TestGuestThatDialsAThousandTimes(t *testing.T) {
 // A hypervisor that is stopped answers neither the guest's streams nor its
 // monitor. Its VM can be ended all the same, and others do not wait for it.
 func TestHypervisorThatIgnoresItsMonitor(t *testing.T) {
-	t.Parallel() // it waits more than it works
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	stuck := alice.start(&pb.StartVmRequest{Name: "stuck"})
@@ -178,7 +179,7 @@ func TestHypervisorThatIgnoresItsMonitor(t *testing.T) {
 // A VM that thinks it is another century is served as any other, and told the
 // time when that is asked for.
 func TestGuestClockFarOff(t *testing.T) {
-	t.Parallel() // it waits more than it works
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "x"})

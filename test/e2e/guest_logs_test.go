@@ -14,6 +14,7 @@ import (
 // What the guest's kernel and its programs log reaches the owner's log: from
 // the boot's beginning to the last words, errors at once.
 func TestGuestLogs(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "x"})
@@ -50,6 +51,7 @@ func TestGuestLogs(t *testing.T) {
 // A program that floods its log takes nothing of its VM: others are heard,
 // and the agent stays small.
 func TestGuestLogFlood(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "x"})

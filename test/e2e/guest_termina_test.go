@@ -46,6 +46,7 @@ func (g *liveGuest) startTermina(t *testing.T) {
 // Disks that are not what they should be: nothing is written over, what can
 // be saved is, and the caller is told.
 func TestStatefulDisks(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	var disk pb.CreateDiskImageResponse

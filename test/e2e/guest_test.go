@@ -16,6 +16,7 @@ import (
 
 // Each of maitred's rpcs, its effect observed in one live guest.
 func TestMaitred(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	var disk pb.CreateDiskImageResponse

@@ -18,6 +18,7 @@ import (
 // what these do not reach is refused. A helper that was killed is missed, and
 // the next one used.
 func TestHelper(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.concierge.Stop(syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -58,6 +58,7 @@ func relink(t *testing.T, path, target string) {
 // A guest has the host's time zone and search domains from its start, and
 // follows when the host's change.
 func TestGuestFollowsHost(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	etc := filepath.Join(b.Dir, "etc")
 	if err := os.Mkdir(etc, 0o755); err != nil {
@@ -141,6 +142,7 @@ func (b *bed) smallState(size int, args ...string) {
 // A guest that writes more than the host's disk takes gets an error, and can
 // still be talked to.
 func TestGuestFillsHost(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.smallState(64 << 20)
 	alice := b.client(testbed.Alice)
@@ -161,6 +163,7 @@ func TestGuestFillsHost(t *testing.T) {
 // A guest on a sparse disk learns that the host's disk becomes full, and sets
 // aside what the host has not got.
 func TestStorageBalloon(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	const size = 1600 << 20
 	b.smallState(size, "--space-interval", "300ms")

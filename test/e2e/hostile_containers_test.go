@@ -165,6 +165,7 @@ func (b *browser) OpenUrl(string) *godbus.Error {
 // likes: it is refused or bounded, another user's VM is served meanwhile, and
 // its own is when it has come to its senses.
 func TestHostileGuestsOfCicerone(t *testing.T) {
+	t.Parallel()
 	program := liarProgram(t)
 	b := newBed(t)
 	pid := b.startCicerone().Cmd.Process.Pid

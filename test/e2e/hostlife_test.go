@@ -28,6 +28,7 @@ func (b *bed) accounts(users ...testbed.User) string {
 // before it shuts down, and when their user is removed. The login manager is a
 // fake; test/hosttest has the real one.
 func TestHostLife(t *testing.T) {
+	t.Parallel()
 	b := newBedWith(t, testbed.Options{Policies: []string{"testdata/logind.conf"}})
 	b.startConcierge("--passwd", b.accounts(testbed.Alice, testbed.Bob))
 	alice, root := b.client(testbed.Alice), b.client(testbed.Root)

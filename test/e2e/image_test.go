@@ -15,6 +15,7 @@ import (
 // A VM runs on, and another one starts, when the package from which their
 // image came is removed.
 func TestImageOutlivesItsPackage(t *testing.T) {
+	t.Parallel()
 	b := newBedWith(t, testbed.Options{})
 	packaged := filepath.Join(b.Dir, "packaged")
 	if err := os.CopyFS(packaged, os.DirFS(b.Image)); err != nil {

@@ -106,6 +106,7 @@ func (b *bed) kill(program string) {
 
 // A VM whose processes are killed is reported as ended, and leaves nothing.
 func TestKilledWhileRunning(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()
@@ -130,6 +131,7 @@ func TestKilledWhileRunning(t *testing.T) {
 }
 
 func TestKilledWhileStarting(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()
@@ -183,6 +185,7 @@ func (b *bed) waitProcess(program string) {
 // A guest whose agent never gets through is given up after the time asked
 // for, with the guest's last words.
 func TestGuestThatNeverReports(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()
@@ -208,6 +211,7 @@ func TestGuestThatNeverReports(t *testing.T) {
 
 // Two starts at once make one VM, and both callers learn of it.
 func TestTwoStartsAtOnce(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	other := b.client(testbed.Alice)
@@ -233,6 +237,7 @@ func TestTwoStartsAtOnce(t *testing.T) {
 
 // StopVm ends a start at once, whenever it comes.
 func TestStopDuringStart(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()
@@ -265,6 +270,7 @@ func TestStopDuringStart(t *testing.T) {
 // The guest is somebody else's business: signals, lists and streams of one
 // user's VM are out of another user's reach, the administrator has them.
 func TestUsersApart(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice, bob, root := b.client(testbed.Alice), b.client(testbed.Bob), b.client(testbed.Root)
 	hears, bobHears, rootHears := alice.listen(), bob.listen(), root.listen()
@@ -324,6 +330,7 @@ func TestUsersApart(t *testing.T) {
 // SIGTERM and SIGKILL to the service leave VMs running; the next service
 // finds them.
 func TestServiceRestart(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	before := alice.start(&pb.StartVmRequest{Name: "x"})
@@ -355,6 +362,7 @@ func TestServiceRestart(t *testing.T) {
 
 // The bus goes away and comes back; VMs and the service do not care.
 func TestBusRestart(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	before := alice.start(&pb.StartVmRequest{Name: "x"})
@@ -397,6 +405,7 @@ func (c *client) waitService() {
 
 // A slow VM delays nobody: while one start hangs, others are served.
 func TestSlowVMDelaysNobody(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.small("slow")

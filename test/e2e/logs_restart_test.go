@@ -17,6 +17,7 @@ import (
 // call, is in its log when the service is back: the kernel's lines and the
 // programs', each in order and without a gap.
 func TestGuestLogsOverRestarts(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "x"})

@@ -88,6 +88,7 @@ func record(text string) *vmtoolspb.LogRequest {
 // What comes out of a guest is in its owner's log and in nobody else's,
 // scrubbed, and nothing is lost while the service is away.
 func TestLogs(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice, bob, root := b.client(testbed.Alice), b.client(testbed.Bob), b.client(testbed.Root)
 	if err := alice.call("GetVmLogs", &pb.GetVmLogsRequest{Name: "x"}, &pb.GetVmLogsResponse{}); errorName(err) != "org.freedesktop.DBus.Error.Failed" || !strings.Contains(err.Error(), `"x"`) {
@@ -192,6 +193,7 @@ func TestLogs(t *testing.T) {
 // A guest that floods its log is slowed down and then refused; the log stays
 // within its bounds, and others notice nothing.
 func TestLogFlood(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "flood"})
@@ -251,6 +253,7 @@ func TestLogFlood(t *testing.T) {
 
 // A full disk costs lines of the log, which are counted, and nothing else.
 func TestLogDiskFull(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	dir := filepath.Join(b.StateDir, "logs")
 	if err := os.Mkdir(dir, 0o700); err != nil {

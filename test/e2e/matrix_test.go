@@ -282,6 +282,7 @@ func (p place) arguments(t *testing.T, owner string) (args []any) {
 // Every method that the services show, on every object, by everybody: real
 // users on a real bus with our policy, and polkit with our actions and rules.
 func TestWhoMayCallWhat(t *testing.T) {
+	t.Parallel()
 	b, _ := newPolkitBed(t)
 	b.startCicerone("--polkit", "required")
 	bob := fmt.Sprint(testbed.Bob.UID)

@@ -76,6 +76,7 @@ func (f *follower) until(what string, ok func(member string, d map[string]godbus
 // A client that takes a snapshot and applies what comes after it knows what
 // another snapshot would say.
 func TestState(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice, bob := b.client(testbed.Alice), b.client(testbed.Bob)
 	alice.start(&pb.StartVmRequest{Name: "first"})
@@ -173,6 +174,7 @@ func (c *client) listenVsock(vm, owner string, port uint32) (net.Listener, uint3
 
 // A guest's streams to a port arrive at whoever its owner had listen there.
 func TestListenVsock(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice, bob := b.client(testbed.Alice), b.client(testbed.Bob)
 	alice.start(&pb.StartVmRequest{Name: "x"})
@@ -241,6 +243,7 @@ func TestListenVsock(t *testing.T) {
 
 // The file system of a running VM and the disk beneath it change together.
 func TestResize(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice, bob := b.client(testbed.Alice), b.client(testbed.Bob)
 	resize := func(c *client, size uint64) *pb.ResizeDiskImageResponse {
@@ -357,6 +360,7 @@ func sizes(n uint64) string { return itoa(int(n)) + "\n" + itoa(int(n/512)) }
 
 // What the host asks the guest, and the guest about itself.
 func TestGuestsFacts(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "x", VmType: pb.VmInfo_BAGUETTE, VmUsername: "carol"})

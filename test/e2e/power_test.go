@@ -93,6 +93,7 @@ func (c *client) rightClock(vm string) {
 // A VM that is suspended stands still, also across restarts of the service,
 // and goes on with the right clock.
 func TestSuspend(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice, bob := b.client(testbed.Alice), b.client(testbed.Bob)
 	alice.start(&pb.StartVmRequest{Name: "x"})
@@ -150,6 +151,7 @@ func TestSuspend(t *testing.T) {
 // Calls about all VMs are about the caller's, and about everybody's only for
 // an administrator.
 func TestAllVMs(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice, bob, root := b.client(testbed.Alice), b.client(testbed.Bob), b.client(testbed.Root)
 	alice.start(&pb.StartVmRequest{Name: "x"})

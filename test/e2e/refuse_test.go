@@ -29,6 +29,7 @@ const (
 )
 
 func TestRequestsThatAreNone(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()
@@ -55,6 +56,7 @@ func TestRequestsThatAreNone(t *testing.T) {
 }
 
 func TestUnknownVM(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()
@@ -81,6 +83,7 @@ func TestUnknownVM(t *testing.T) {
 
 // Every method that takes a VM's name refuses the same names, with a reason.
 func TestNames(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	for what, name := range map[string]string{
@@ -136,6 +139,7 @@ func TestNames(t *testing.T) {
 }
 
 func TestOtherPeoplesOwnerIDs(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice, bob := b.client(testbed.Alice), b.client(testbed.Bob)
 	ear := bob.listen()
@@ -174,6 +178,7 @@ func TestOtherPeoplesOwnerIDs(t *testing.T) {
 // What cannot be started is refused before anything runs, and nobody hears of
 // it.
 func TestKernelsThatCannotBeStarted(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()
@@ -221,6 +226,7 @@ func TestKernelsThatCannotBeStarted(t *testing.T) {
 }
 
 func TestRequestsThatCannotBeMet(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()

@@ -40,6 +40,7 @@ func ipv4(n uint32) netip.Addr {
 // The main job: a VM with containers' disk boots, is what the reply says,
 // runs a shell, keeps its data over a stop, and goes.
 func TestSpine(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()
@@ -153,6 +154,7 @@ func (c *client) maitred(vm string) vmtoolspb.MaitredClient {
 
 // Several VMs at once: each has a network, a CID and an agent of its own.
 func TestVMsApart(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	first := alice.start(&pb.StartVmRequest{Name: "a"})
@@ -179,6 +181,7 @@ func TestVMsApart(t *testing.T) {
 
 // A guest that powers off by itself is reported; no VmStopping comes.
 func TestGuestPowersOff(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	ear := alice.listen()
@@ -194,6 +197,7 @@ func TestGuestPowersOff(t *testing.T) {
 
 // A guest that floods its console costs the host nothing, and is served on.
 func TestConsoleFlood(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "x"})
@@ -219,6 +223,7 @@ func TestConsoleFlood(t *testing.T) {
 // A caller's own kernel boots from a path only the caller can read, with the
 // caller's root file system and disks.
 func TestOwnKernel(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	home := b.Home(testbed.Alice)
@@ -270,6 +275,7 @@ func TestOwnKernel(t *testing.T) {
 
 // ConfigureVm is what a guest gets at its next start.
 func TestConfigureVm(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	for what, settings := range map[string]map[string]godbus.Variant{

@@ -37,6 +37,7 @@ func (c *client) image(path, format string) {
 
 // Everything that a request can say of a VM is found in its guest.
 func TestStartAsAsked(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	dir := filepath.Join(b.Dir, "images")

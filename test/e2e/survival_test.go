@@ -154,6 +154,7 @@ func (s *survival) whileFlooded() {
 // afterwards every VM that runs is known, as the same, and every other one is
 // gone without a trace.
 func TestSurvival(t *testing.T) {
+	t.Parallel()
 	seed := uint64(number(t, "AUBERGE_SEED", int(time.Now().UnixNano()&0xffffffff)))
 	rounds := number(t, "AUBERGE_ROUNDS", 10)
 	t.Logf("AUBERGE_SEED=%d AUBERGE_ROUNDS=%d", seed, rounds)
@@ -198,6 +199,7 @@ func TestSurvival(t *testing.T) {
 // With the bus go the identities that it gave: whoever gets a name on the next
 // one that somebody had on the last is not taken for the one who had it.
 func TestNamesOfAnotherBus(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	had := map[string]bool{}
 	// The service's own connection may take some of the first names again.

@@ -127,6 +127,7 @@ func (n *network) ask(address any, more string) string {
 // and the service are killed and started again, and in the end nothing is
 // left.
 func TestTapNetworks(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t)
 	b := newBedWith(t, testbed.Options{Network: n.host})
 	resolver := filepath.Join(b.Dir, "resolv.conf")

@@ -48,7 +48,7 @@ func stopped(pid int) bool {
 // One supervisor that does not answer costs the other VMs nothing, and its own
 // VM nothing that it has.
 func TestSupervisorThatDoesNotAnswer(t *testing.T) {
-	t.Parallel() // it waits more than it works
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	var disk pb.CreateDiskImageResponse
@@ -142,6 +142,7 @@ func (b *bed) fill(dir string) (free func()) {
 
 // With the runtime directory full nothing can be started, and that is all.
 func TestRuntimeDirFull(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.onSmall(b.RuntimeDir, 256<<10)
 	alice := b.client(testbed.Alice)
@@ -179,6 +180,7 @@ func TestRuntimeDirFull(t *testing.T) {
 // With the state directory full VMs live on, and what cannot be stored is
 // refused with the reason.
 func TestStateDirFull(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	b.onSmall(b.StateDir, 256<<10)
 	alice := b.client(testbed.Alice)
@@ -215,6 +217,7 @@ func TestStateDirFull(t *testing.T) {
 // What the VMs' user has put into a VM's directory, so that nobody else may
 // look into it, goes with the VM all the same.
 func TestPlantedDirectories(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	plant := func() {

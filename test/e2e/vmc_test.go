@@ -16,6 +16,7 @@ import (
 // with the real service. In them "alice vmc list" is vmc run by alice, and
 // "alice =3 vmc info x" has to end with the exit code 3.
 func TestVmcScripts(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/vmc",

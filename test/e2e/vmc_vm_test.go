@@ -120,6 +120,7 @@ func signals(t *testing.T, lines []string) []string {
 // A VM from its start to its end with vmc alone, as a monitor sees it, which
 // outlives the service. What it boots are descriptors.
 func TestVmcLife(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	vmc := func(args ...string) string {

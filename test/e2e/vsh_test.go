@@ -46,6 +46,7 @@ func sumOf(t *testing.T, r io.Reader, n int64) string {
 
 // What goes through a shell's streams arrives, all of it and as it was.
 func TestVshStreams(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "x"})
@@ -166,6 +167,7 @@ func manyCommands(t *testing.T, b *bed, alice *client) {
 // An open shell does not notice that the service dies and comes back; it goes
 // on while there is none.
 func TestShellOutlivesConcierge(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "x"})

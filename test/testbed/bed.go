@@ -113,6 +113,9 @@ func (b *Bed) makeDirs() (err error) {
 	if err := os.Chown(b.CiceroneDir, int(b.cicerone.UID), int(b.cicerone.GID)); err != nil {
 		return err
 	}
+	if err := b.makeHomes(); err != nil {
+		return err
+	}
 	// The repository and the cache may lie where only their owner can look.
 	for _, dir := range []*string{&b.Bin, &b.Image} {
 		if *dir == "" {
@@ -126,6 +129,23 @@ func (b *Bed) makeDirs() (err error) {
 			return fmt.Errorf("mount %s: %w", *dir, err)
 		}
 		*dir = at
+	}
+	return nil
+}
+
+// makeHomes gives every user a directory of their own in the bed, so that beds
+// beside each other share none.
+func (b *Bed) makeHomes() error {
+	if err := os.Mkdir(filepath.Join(b.Dir, "home"), 0o755); err != nil {
+		return err
+	}
+	for _, u := range users() {
+		if err := os.Mkdir(b.Home(u), 0o700); err != nil {
+			return err
+		}
+		if err := os.Chown(b.Home(u), int(u.UID), int(u.GID)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -349,7 +369,7 @@ func (b *Bed) Home(u User) string {
 	if os.Geteuid() != 0 || u.UID == 0 {
 		return b.Dir
 	}
-	return filepath.Join(Base, "home", u.Name)
+	return filepath.Join(b.Dir, "home", u.Name)
 }
 
 // Caller is the ordinary user of the bed: alice, or without root the one
@@ -384,7 +404,7 @@ func (b *Bed) Close() {
 		unix.Unmount(filepath.Join(b.Dir, filepath.Base(b.Bin)), unix.MNT_DETACH)
 		unix.Unmount(filepath.Join(b.Dir, filepath.Base(b.Image)), unix.MNT_DETACH)
 		// Only what is ours, should an unmount have failed.
-		for _, d := range []string{b.RuntimeDir, b.StateDir, b.CiceroneDir} {
+		for _, d := range []string{b.RuntimeDir, b.StateDir, b.CiceroneDir, filepath.Join(b.Dir, "home")} {
 			os.RemoveAll(d)
 		}
 		return

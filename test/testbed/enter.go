@@ -110,19 +110,10 @@ func settle() error {
 	if err := unix.Mount("tmpfs", Base, "tmpfs", 0, "mode=0755"); err != nil {
 		return fmt.Errorf("mount %s: %w", Base, err)
 	}
-	if err := os.Mkdir(filepath.Join(Base, "home"), 0o755); err != nil {
-		return err
-	}
 	var passwd, group strings.Builder
-	for _, u := range []User{Service, VMs, Cicerone, Alice, Bob, Carol, Dave} {
-		home := filepath.Join(Base, "home", u.Name)
-		if err := os.Mkdir(home, 0o700); err != nil {
-			return err
-		}
-		if err := os.Chown(home, int(u.UID), int(u.GID)); err != nil {
-			return err
-		}
-		fmt.Fprintf(&passwd, "%s:x:%d:%d::%s:/bin/sh\n", u.Name, u.UID, u.GID, home)
+	for _, u := range users() {
+		// Each bed has homes of its own, where programs are sent by HOME.
+		fmt.Fprintf(&passwd, "%s:x:%d:%d::/nonexistent:/bin/sh\n", u.Name, u.UID, u.GID)
 		if u == Service {
 			u.Name = "auberge-daemon" // as in packaging/sysusers
 		}
@@ -134,6 +125,9 @@ func settle() error {
 	}
 	return overlayFile("/etc/group", group.String())
 }
+
+// users are all that are put into the system's list.
+func users() []User { return []User{Service, VMs, Cicerone, Alice, Bob, Carol, Dave} }
 
 // Base is where testbeds live when entered as root: a file system in memory,
 // seen by nobody else. Its name is short because socket addresses are.
