@@ -32,7 +32,7 @@ func (h *Host) arguments() []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35,hpet=off,vmport=off", "-accel", "tcg,thread=multi,tb-size=512",
-		"-cpu", "max,-erms,-fsrm", "-smp", "1", "-m", strconv.Itoa(h.options.Memory) + "M",
+		"-cpu", "max,-erms,-fsrm,-cx16", "-smp", "1", "-m", strconv.Itoa(h.options.Memory) + "M",
 		"-kernel", filepath.Join(image, "vmlinux"), "-initrd", filepath.Join(image, "initramfs"),
 		"-append", "console=ttyS0 quiet loglevel=4 no_timer_check tsc=reliable mitigations=off panic=-1 systemd.getty_auto=no systemd.show_status=no nohz=off highres=off",
 		"-chardev", "file,id=console,append=on,path=" + h.Console(), "-device", "isa-serial,chardev=console",

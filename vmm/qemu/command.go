@@ -55,9 +55,8 @@ func (d Driver) Command(spec *vmm.Spec, files []*os.File, monitor *os.File) (*ex
 	case vmm.AccelKVM:
 		add("-accel", "kvm", "-cpu", "host")
 	default:
-		// The emulator runs the string instructions that these two recommend
-		// byte by byte: without them a guest copies and boots a quarter faster.
-		add("-accel", "tcg,thread="+d.threads(cmd.Path, spec.CPUs), "-cpu", "max,erms=off,fsrm=off")
+		accel, cpu := d.emulation(cmd.Path, spec.CPUs)
+		add("-accel", accel, "-cpu", cpu)
 	}
 	memory := strconv.FormatInt(spec.MemoryMiB, 10) + "M"
 	add("-smp", strconv.Itoa(spec.CPUs), "-m", memory,
