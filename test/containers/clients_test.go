@@ -32,27 +32,31 @@ func TestClients(t *testing.T) {
 	if out, code := s.ends(nil, "vsh", vm, container); code != 123 || !strings.Contains(out, container) {
 		t.Errorf("a shell in a container that is gone: code %d, %s", code, out)
 	}
-	// vmc alone makes another one, which stops and starts.
+	s.run("vmc", "stop", vm)
+}
+
+// vmcAlone makes another container, stops it and starts it.
+func (s *stack) vmcAlone() {
+	s.t.Helper()
 	if got := s.run("vmc", "container", vm, "web", "--no-shell", "--user", "alice"); !strings.Contains(got, "web runs in "+vm+", its user is alice") {
-		t.Errorf("container: %q", got)
+		s.t.Errorf("container: %q", got)
 	}
 	// What runs is privileged from its next start on.
 	if got := s.run("vsh", vm, "web", "--", "cat", "/proc/self/uid_map"); strings.Join(strings.Fields(got), " ") == wholeMap {
-		t.Errorf("nobody asked for it, and the container has all users of its VM: %q", got)
+		s.t.Errorf("nobody asked for it, and the container has all users of its VM: %q", got)
 	}
 	s.run("vmc", "start-container", vm, "web", "--privileged")
 	s.run("vmc", "stop-container", vm, "web")
 	if got := s.run("vmc", "containers", vm); !strings.Contains(got, "web") || !strings.Contains(got, "stopped") {
-		t.Errorf("containers: %q", got)
+		s.t.Errorf("containers: %q", got)
 	}
 	s.run("vmc", "start-container", vm, "web")
 	if got := s.run("vsh", vm, "web", "--", "sh", "-c", "cat /proc/self/uid_map; id -un; sudo -n id -u"); strings.Join(strings.Fields(got), " ") != wholeMap+" alice 0" {
-		t.Errorf("a privileged container: %q", got)
+		s.t.Errorf("a privileged container: %q", got)
 	}
 	if got := s.run("vmc", "containers"); !strings.Contains(got, "web") || !strings.Contains(got, "Debian") {
-		t.Errorf("containers: %q", got)
+		s.t.Errorf("containers: %q", got)
 	}
-	s.run("vmc", "stop", vm)
 }
 
 // wholeMap is /proc/self/uid_map where users are the VM's.

@@ -80,7 +80,7 @@ func (s *stack) nothingHalfMade(names ...string) {
 // Images from a server: slow ones are seen to come, and those that do not come
 // or are not what they should be leave nothing.
 func TestDownloads(t *testing.T) {
-	beside(t, 300)
+	beside(t, 280)
 	s := preparedStack(t)
 	s.serve()
 

@@ -9,7 +9,7 @@ import (
 // What dies in the middle of something long ends that with one signal, or what
 // goes on ends as ever, and the next try works.
 func TestFaults(t *testing.T) {
-	beside(t, 470)
+	beside(t, 420)
 	s := preparedStack(t)
 	s.serve()
 	s.agentAndContainerDie()

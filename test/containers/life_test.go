@@ -118,6 +118,8 @@ func TestContainerLife(t *testing.T) {
 	if more := all[*ciceronepb.ContainerShutdownSignal](s.ear); len(more) > 0 {
 		t.Errorf("more of ContainerShutdown: %v", more)
 	}
+	s.vmcAlone()
+	s.run("vmc", "stop", vm)
 }
 
 func (s *stack) isRunning() bool {
