@@ -1,6 +1,7 @@
 package tremplin
 
 import (
+	"bufio"
 	"encoding/binary"
 	"io"
 	"os"
@@ -9,6 +10,9 @@ import (
 
 	"github.com/auberge-vm/auberge/vsock"
 )
+
+// transferBuffer is as much as the kernel keeps of a stream.
+const transferBuffer = 256 << 10
 
 // An origin is where an import comes from.
 type origin struct {
@@ -25,7 +29,8 @@ func (s *Server) origin(path string) (*origin, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &origin{Reader: vsock.NewFrameReader(conn), close: func() { conn.Close() }}, nil
+		// Whatever the kernel has, at once.
+		return &origin{Reader: vsock.NewFrameReader(bufio.NewReaderSize(conn, transferBuffer)), close: func() { conn.Close() }}, nil
 	}
 	f, err := s.openTransfer(path)
 	if err != nil {

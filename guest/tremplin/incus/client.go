@@ -46,7 +46,8 @@ func New(socket string) *Client {
 		return &watchedConn{Conn: conn}, nil
 	}
 	return &Client{socket: socket, turn: make(chan struct{}, 1), wait: callWait, http: &http.Client{Transport: &http.Transport{
-		DialContext: dial, DisableCompression: true, MaxIdleConns: 4, MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second,
+		WriteBufferSize: 64 << 10, // for images: one write each of what is copied at once
+		DialContext:     dial, DisableCompression: true, MaxIdleConns: 4, MaxIdleConnsPerHost: 4, IdleConnTimeout: 30 * time.Second,
 	}}}
 }
 
