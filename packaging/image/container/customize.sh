@@ -12,9 +12,8 @@ mkdir -p "$root/opt/google/cros-containers"
 # disks are the VM's; there is no console to log in at, and /tmp is no memory.
 systemctl --root="$root" --quiet enable systemd-networkd.service systemd-resolved.service
 systemctl --root="$root" --quiet disable systemd-networkd-wait-online.service
-# The host comes through vsh and sshd -i. Who comes by the bridge starts sshd.
-systemctl --root="$root" --quiet disable ssh.service
-systemctl --root="$root" --quiet enable ssh.socket
+# ssh comes through vsh and sshd -i: nothing listens, unless the user wants it.
+systemctl --root="$root" --quiet disable ssh.service ssh.socket
 for unit in getty.target console-getty.service container-getty@.service getty@.service \
 	modprobe@.service systemd-modules-load.service systemd-remount-fs.service \
 	systemd-hwdb-update.service systemd-pstore.service systemd-udev-load-credentials.service \
