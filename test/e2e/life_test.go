@@ -86,7 +86,9 @@ func (b *bed) process(program string) []int {
 	var found []int
 	for _, pid := range b.Processes() {
 		exe, _ := os.Readlink("/proc/" + itoa(pid) + "/exe")
-		if strings.HasPrefix(filepath.Base(exe), program) {
+		args, _ := os.ReadFile("/proc/" + itoa(pid) + "/cmdline")
+		// One that only says its version is no part of the VM.
+		if strings.HasPrefix(filepath.Base(exe), program) && !strings.HasSuffix(string(args), "\x00--version\x00") {
 			found = append(found, pid)
 		}
 	}
