@@ -35,13 +35,13 @@ type turn struct {
 	mine    chan struct{}
 }
 
-// Two VMs are as many as the machine has processors for. The longest test goes
-// first.
+// One VM more than the machine has processors for: at times one only waits. The
+// longest test goes first.
 var lanes = struct {
 	sync.Mutex
 	free    int
 	waiting []turn
-}{free: 2}
+}{free: 3}
 
 // lane waits for a lane, and has it until the test ends.
 func lane(t *testing.T, seconds int) {
