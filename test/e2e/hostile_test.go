@@ -265,7 +265,6 @@ func memoryOf(t *testing.T, pid int) int {
 // is what it was afterwards: the same process with as many open files, which
 // never took much memory.
 func TestHostileTraffic(t *testing.T) {
-	t.Parallel()
 	b, _ := newPolkitBed(t)
 	alice := b.client(testbed.Alice)
 	var disk pb.CreateDiskImageResponse
@@ -303,7 +302,6 @@ func TestHostileTraffic(t *testing.T) {
 // A thousand connections of several users, all of which the service has to
 // know, delay nobody's answer for good.
 func TestAThousandConnections(t *testing.T) {
-	t.Parallel()
 	b, _ := newPolkitBed(t)
 	alice := b.client(testbed.Alice)
 	var disk pb.CreateDiskImageResponse

@@ -26,7 +26,8 @@ const carolManages = `polkit.addRule(function(action, subject) {
 });
 `
 
-// newPolkitBed is a bed in which polkit decides.
+// newPolkitBed is a bed in which polkit decides. polkit finds its rules at places
+// of which there is one: such a test does not run beside others.
 func newPolkitBed(t *testing.T) (*bed, *testbed.Polkit) {
 	t.Helper()
 	b := newBedWith(t, testbed.Options{Policies: []string{testbed.PolkitPolicy}})
@@ -282,7 +283,6 @@ func (p place) arguments(t *testing.T, owner string) (args []any) {
 // Every method that the services show, on every object, by everybody: real
 // users on a real bus with our policy, and polkit with our actions and rules.
 func TestWhoMayCallWhat(t *testing.T) {
-	t.Parallel()
 	b, _ := newPolkitBed(t)
 	b.startCicerone("--polkit", "required")
 	bob := fmt.Sprint(testbed.Bob.UID)
