@@ -55,7 +55,7 @@ export AUBERGE_IMAGE_DIR AUBERGE_BIN
 suite image-check 50 go test -count=1 ./packaging/image/...
 suite examples 40 make --no-print-directory examples
 suite e2e 800 go test -count=1 -timeout=790s ./test/e2e
-suite containers 900 go test -count=1 -v -parallel=8 -timeout=890s ./test/containers
+suite containers 1000 go test -count=1 -v -parallel=8 -timeout=990s ./test/containers
 suite packages 120 make --no-print-directory packages
 suite packages-check 180 go test -count=1 -timeout=170s ./test/packages
 suite testhost 160 bash -c build_testhost

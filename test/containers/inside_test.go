@@ -8,7 +8,7 @@ import (
 // What is in a container that runs: its system, its packages, its agent, and
 // its applications on the desktop.
 func TestInside(t *testing.T) {
-	beside(t, 190)
+	beside(t, 165)
 	s := preparedStack(t)
 	s.system()
 	s.walls()

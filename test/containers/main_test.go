@@ -35,13 +35,13 @@ type turn struct {
 	mine    chan struct{}
 }
 
-// One VM more than the machine has processors for: at times one only waits. The
-// longest test goes first.
+// Two VMs are as many as the machine has processors for. The longest test goes
+// first.
 var lanes = struct {
 	sync.Mutex
 	free    int
 	waiting []turn
-}{free: 3}
+}{free: 2}
 
 // lane waits for a lane, and has it until the test ends.
 func lane(t *testing.T, seconds int) {
