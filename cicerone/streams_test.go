@@ -80,12 +80,7 @@ func TestAnExportWaitsForTheDisk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer file.Close()
-		if err := s.ExportContainer(t.Context(), subject(), "termina", "penguin", file); err != nil {
-			t.Fatal(err)
-		}
-		<-names
-		c := <-streams
+		c := exportTo(t, s, file, streams, names)
 		defer c.Close()
 		out := vsock.NewFrameWriter(c)
 		if _, err := out.Write([]byte("container")); err != nil {

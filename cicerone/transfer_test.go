@@ -127,12 +127,19 @@ func exportToPipe(t *testing.T, s *cicerone.Service, streams <-chan net.Conn, na
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.Close()
-	if err := s.ExportContainer(t.Context(), subject(), "termina", "penguin", p); err != nil {
+	return r, exportTo(t, s, p, streams, names)
+}
+
+// exportTo begins an export to a file, which it closes, and returns its stream
+// with the VM.
+func exportTo(t *testing.T, s *cicerone.Service, f *os.File, streams <-chan net.Conn, names <-chan string) net.Conn {
+	t.Helper()
+	defer f.Close()
+	if err := s.ExportContainer(t.Context(), subject(), "termina", "penguin", f); err != nil {
 		t.Fatal(err)
 	}
 	<-names
-	return r, <-streams
+	return <-streams
 }
 
 // Each way to break has one last signal that says why, and the next try works.
