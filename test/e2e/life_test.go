@@ -87,8 +87,10 @@ func (b *bed) process(program string) []int {
 	for _, pid := range b.Processes() {
 		exe, _ := os.Readlink("/proc/" + itoa(pid) + "/exe")
 		args, _ := os.ReadFile("/proc/" + itoa(pid) + "/cmdline")
-		// One that only says its version is no part of the VM.
-		if strings.HasPrefix(filepath.Base(exe), program) && !strings.HasSuffix(string(args), "\x00--version\x00") {
+		// One that only says its version is no part of the VM, and one that has no
+		// arguments, as it begins or ends, may be such a one.
+		version := len(args) == 0 || strings.HasSuffix(string(args), "\x00--version\x00")
+		if strings.HasPrefix(filepath.Base(exe), program) && !version {
 			found = append(found, pid)
 		}
 	}
