@@ -41,7 +41,7 @@ type fakeIncus struct {
 }
 
 // newFakeIncus is a server and its Incus, which has started.
-func newFakeIncus(t *testing.T) (*fakeIncus, *Server, *listener) {
+func newFakeIncus(t *testing.T, before ...func(*fakeIncus)) (*fakeIncus, *Server, *listener) {
 	t.Helper()
 	dir := t.TempDir()
 	cfg := Config{IncusDir: dir, Incusd: filepath.Join(dir, "incusd"), TokenDir: dir, TransferDir: dir, Heartbeat: time.Hour}
@@ -55,6 +55,9 @@ func newFakeIncus(t *testing.T) (*fakeIncus, *Server, *listener) {
 		process.Wait()
 	})
 	f := &fakeIncus{t: t, path: cfg.socket(), pid: process.Process.Pid, status: map[string]string{}, events: map[*websocket.Conn]bool{}}
+	for _, change := range before {
+		change(f)
+	}
 	f.begin()
 	t.Cleanup(f.end)
 

@@ -82,6 +82,9 @@ func (t *states) complain(ctx context.Context, what string, err error) {
 // reconcile compares what is known with what Incus says, once that has started
 // wholly. Containers live on when it dies, and it may not know at once of each:
 // such a one counts as before, and the error is that Incus is to be asked again.
+//
+// The first time, the host is told of each that does not run: what ran when an
+// earlier tremplin died may have stopped since, and only the host knows of it.
 func (t *states) reconcile(ctx context.Context) error {
 	if err := t.s.incus.WaitReady(ctx); err != nil {
 		return err
@@ -91,14 +94,19 @@ func (t *states) reconcile(ctx context.Context) error {
 		return err
 	}
 	t.mu.Lock()
-	before, now := t.running, map[string]bool{}
+	before, now, first := t.running, map[string]bool{}, !t.known
+	var idle []string
 	for _, i := range all {
 		switch {
-		case strings.HasPrefix(i.Name, ownPrefix), i.Status == incus.Stopped:
+		case strings.HasPrefix(i.Name, ownPrefix):
+		case i.Status == incus.Stopped:
+			if first && !before[i.Name] {
+				idle = append(idle, i.Name)
+			}
 		case i.Status != incus.Unknown:
 			now[i.Name] = true
 		default:
-			if before[i.Name] {
+			if first || before[i.Name] {
 				now[i.Name] = true
 			}
 			err = fmt.Errorf("Incus cannot tell whether %s runs", i.Name)
@@ -113,6 +121,9 @@ func (t *states) reconcile(ctx context.Context) error {
 	}
 	for _, name := range ended {
 		t.tell(name)
+	}
+	for _, name := range idle {
+		t.s.host.shutdown(name)
 	}
 	return err
 }

@@ -53,6 +53,21 @@ func TestContainersOutliveIncus(t *testing.T) {
 	}
 }
 
+// What stopped between one tremplin and the next, the next one tells: nobody else
+// does.
+func TestContainersThatStoppedBefore(t *testing.T) {
+	f, s, host := newFakeIncus(t, func(f *fakeIncus) {
+		f.status["penguin"], f.status["web"], f.status["late"] = incus.Stopped, incus.Running, incus.Unknown
+		f.status[ownPrefix+"import"] = incus.Stopped
+	})
+	eventually(t, "the host hears of penguin", func() bool { return host.has("penguin has stopped") })
+	f.set(func() { f.status["late"] = incus.Stopped })
+	eventually(t, "the host hears of the one that Incus did not know at once", func() bool { return host.has("late has stopped") })
+	if got := host.heard(); !slices.Equal(got, []string{"penguin has stopped", "late has stopped"}) || !slices.Equal(s.states.list(), []string{"web"}) {
+		t.Errorf("the host heard %q; what runs is %q", got, s.states.list())
+	}
+}
+
 // Incus tells that a container has stopped before it lets go of it, and until
 // then says that it runs.
 func TestAStartWaitsForTheEndOfAStop(t *testing.T) {
