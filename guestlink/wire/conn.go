@@ -31,6 +31,9 @@ const answerWindow = 256 << 10
 // connectTimeout bounds one attempt to reach an agent, as on ChromeOS.
 const connectTimeout = 5 * time.Second
 
+// settleTime bounds the wait for the state of a connection on which a call failed.
+const settleTime = 100 * time.Millisecond
+
 // A Conn connects to a guest's agent for as long as there are calls.
 type Conn struct {
 	// Dial reaches the agent.
@@ -139,6 +142,19 @@ func (c *Conn) renew(failed *grpc.ClientConn) {
 	}
 }
 
+// unreached says whether a call was unavailable because the agent was not reached.
+// gRPC fails the call a moment before it tells so of the connection.
+func unreached(ctx context.Context, conn *grpc.ClientConn) bool {
+	state := conn.GetState()
+	if state == connectivity.Connecting {
+		ctx, cancel := context.WithTimeout(ctx, settleTime)
+		defer cancel()
+		conn.WaitForStateChange(ctx, state)
+		state = conn.GetState()
+	}
+	return state == connectivity.TransientFailure
+}
+
 // Close ends calls in progress, and there will be no others.
 func (c *Conn) Close() {
 	c.mu.Lock()
@@ -163,7 +179,7 @@ func (c *Conn) Invoke(ctx context.Context, method string, args, reply any, opts 
 	began := time.Now()
 	err = open.Invoke(ctx, method, args, reply, opts...)
 	code := status.Code(err)
-	if code == codes.Unavailable && open.GetState() == connectivity.TransientFailure {
+	if code == codes.Unavailable && unreached(ctx, open) {
 		c.renew(open)
 	}
 	if c.Observe == nil {
