@@ -25,7 +25,7 @@ import (
 const (
 	recordSuffix = ".json"
 	// attachTimeout bounds what one supervisor may cost a restart.
-	attachTimeout = 5 * time.Second
+	attachTimeout = 10 * time.Second
 )
 
 // recordPath is outside of the VM's directory, which is the VMs' user's too.

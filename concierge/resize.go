@@ -335,8 +335,9 @@ func (s *Service) guestSizes(ctx context.Context, sub policy.Subject, d *pb.VmDi
 	d.AvailableSpace = ask(guestlink.StorageManager.AvailableSpace)
 }
 
-// sizesTimeout bounds what a slow guest may cost a listing.
-const sizesTimeout = 5 * time.Second
+// sizesTimeout bounds what a slow guest may cost a listing, for each of two
+// questions: callers wait 25 s by default.
+const sizesTimeout = 10 * time.Second
 
 // allGuestSizes is guestSizes for several disks, side by side.
 func (s *Service) allGuestSizes(ctx context.Context, sub policy.Subject, disks []*pb.VmDiskInfo) {

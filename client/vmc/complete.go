@@ -13,7 +13,7 @@ import (
 )
 
 // completionTime is what a person at a shell waits for names at most.
-const completionTime = time.Second
+const completionTime = 3 * time.Second
 
 type completer = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
 

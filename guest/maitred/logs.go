@@ -29,7 +29,7 @@ const (
 	logPauseMin = 100 * time.Millisecond
 	logPauseMax = 5 * time.Second
 	// logGrace is how long the last lines may take when the VM ends.
-	logGrace = 300 * time.Millisecond
+	logGrace = 2 * time.Second
 	// syslogPath is where programs send their messages.
 	syslogPath = "/dev/log"
 )
