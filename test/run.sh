@@ -54,7 +54,7 @@ AUBERGE_BIN=$PWD/bin
 export AUBERGE_IMAGE_DIR AUBERGE_BIN
 suite image-check 50 go test -count=1 ./packaging/image/...
 suite examples 40 make --no-print-directory examples
-suite e2e 800 go test -count=1 -timeout=790s ./test/e2e
+suite e2e 1000 go test -count=1 -timeout=990s ./test/e2e
 suite containers 1000 go test -count=1 -v -parallel=8 -timeout=990s ./test/containers
 suite packages 120 make --no-print-directory packages
 suite packages-check 180 go test -count=1 -timeout=170s ./test/packages
