@@ -136,14 +136,14 @@ func TestServiceIsStartedAnew(t *testing.T) {
 // While vm_concierge is away nobody can be asked, and whoever ran does so still.
 func TestServiceIsStartedAnewWithoutConcierge(t *testing.T) {
 	w := newWorld(t)
-	s := w.serve()
+	s := w.serve(looksOften)
 	m, _ := w.up(s, "termina", 33)
 	m.running(s, "penguin", 10000)
 	s.Close()
 	w.mu.Lock()
 	w.leaving = true
 	w.mu.Unlock()
-	s = w.serve()
+	s = w.serve(looksOften)
 	eventually(t, "vm_concierge is asked again", func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -399,7 +399,7 @@ func TestAgentsReportAgainWhileTheyAreLookedFor(t *testing.T) {
 // nobody could tell: with vm_concierge away, or the VM suspended.
 func TestAgentDies(t *testing.T) {
 	w := newWorld(t)
-	s := w.serve()
+	s := w.serve(looksOften)
 	m, _ := w.up(s, "termina", 33)
 	_, stop := m.running(s, "penguin", 10000)
 	m.install(s, "penguin")
@@ -428,7 +428,7 @@ func TestAgentDies(t *testing.T) {
 // An end that was not heard is found out.
 func TestReportIsLost(t *testing.T) {
 	w := newWorld(t)
-	s := w.serve()
+	s := w.serve(looksOften)
 	m, f := w.up(s, "termina", 33)
 	f.set(func() { f.info = tpb.GetContainerInfoResponse_NOT_FOUND })
 	m.create(s, "penguin")

@@ -80,10 +80,14 @@ func newWorld(t testing.TB) *world {
 		dialogs: make(chan *appspb.SelectFileRequest, 100), signals: make(chan signal, 10000)}
 }
 
+// looksOften is for what must be seen without being told. Elsewhere a look would
+// end what a test has begun only.
+func looksOften(c *cicerone.Config) { c.WatchInterval = 50 * time.Millisecond }
+
 // serve runs a service in the world.
 func (w *world) serve(change ...func(*cicerone.Config)) *cicerone.Service {
 	w.t.Helper()
-	cfg := cicerone.Config{StateDir: w.state, Concierge: w, Events: w, Desktop: w, WatchInterval: 50 * time.Millisecond,
+	cfg := cicerone.Config{StateDir: w.state, Concierge: w, Events: w, Desktop: w, WatchInterval: time.Minute,
 		Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))}
 	for _, c := range change {
 		c(&cfg)

@@ -100,7 +100,7 @@ func TestTimezoneOfTheHost(t *testing.T) {
 	var zone atomic.Value
 	zone.Store("Etc/UTC")
 	w := newWorld(t)
-	s := w.serve(func(c *cicerone.Config) { c.Timezone = func() (string, error) { return zone.Load().(string), nil } })
+	s := w.serve(looksOften, func(c *cicerone.Config) { c.Timezone = func() (string, error) { return zone.Load().(string), nil } })
 	_, f := w.up(s, "termina", 33)
 	_, slow := w.up(s, "slow", 34)
 	slow.set(func() { slow.zoneErr = errors.New("not now") })

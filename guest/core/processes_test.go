@@ -257,7 +257,7 @@ func TestEndAll(t *testing.T) {
 	readLine(t, ready)
 	mustWait(t, mustStart(t, table, shell("setsid sleep 1000 &")))
 
-	if err := table.EndAll(300 * time.Millisecond); err != nil {
+	if err := table.EndAll(2 * time.Second); err != nil {
 		t.Error(err)
 	}
 	if exit := mustWait(t, obeys); exit.Code() != 9 {
@@ -333,7 +333,7 @@ func TestEndAllLeavesContainersToTheirInit(t *testing.T) {
 		t.Fatal(err)
 	}
 	readLine(t, fifo)
-	if err := table.EndAll(500 * time.Millisecond); err != nil {
+	if err := table.EndAll(2 * time.Second); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(dir + "/monitor"); err == nil {

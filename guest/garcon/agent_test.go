@@ -305,7 +305,7 @@ func TestTheEndIsToldToTheNextHost(t *testing.T) {
 
 	h = newHost(t)
 	h.unready = make(chan struct{}, 64)
-	for range 3 {
+	for range 6 { // until what waits has been tried, too
 		h.refuse <- status.Error(codes.FailedPrecondition, "the VM is not known yet")
 	}
 	h.mustReady = true

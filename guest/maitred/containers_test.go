@@ -110,6 +110,8 @@ func TestStartTerminaWithoutContainers(t *testing.T) {
 		return
 	}
 	dir := coretest.Dir(t)
+	// Made before there is a server, who collects each process that ends.
+	empty := toolsDisk(t, "")
 	var tools string
 	client, server := serve(t, func(s *Server) {
 		s.statefulDir, s.toolsDir = dir+"/stateful", dir+"/tools"
@@ -117,7 +119,7 @@ func TestStartTerminaWithoutContainers(t *testing.T) {
 		s.prepareContainers = func(context.Context, []string) { t.Error("prepared") }
 	})
 	device, _ := coretest.Disk(t, diskSize)
-	for _, tools = range []string{"", "/dev/null", toolsDisk(t, "")} {
+	for _, tools = range []string{"", "/dev/null", empty} {
 		resp, err := client.StartTermina(t.Context(), &pb.StartTerminaRequest{StatefulDevice: device})
 		if err != nil || resp.MountResult != pb.StartTerminaResponse_SUCCESS {
 			t.Errorf("with the tools %q: %v, %v", tools, resp, err)

@@ -68,9 +68,9 @@ func (s *stack) hasShutDown() {
 func (s *stack) incusDies() {
 	s.t.Helper()
 	t := s.t
-	s.downloads("second")
 	s.importNothing("fourth")
 	s.endless()
+	s.downloads("second") // the only one of these that ends by itself
 	s.vmRoot(`pkill -KILL -x -P "$(pgrep -x tremplin)" incusd`)
 	if end := s.creation("second"); end.Status != ciceronepb.LxdContainerCreatedSignal_FAILED || end.FailureReason == "" {
 		t.Errorf("a creation whose Incus was killed: %v", end)
@@ -116,11 +116,11 @@ func (s *stack) killedInTheMiddle() {
 	s.t.Helper()
 	t := s.t
 	s.root(slowPackages)
-	s.downloads("third")
 	s.endless()
 	s.importNothing("fourth")
 	s.installSlow("killed")
 	s.vmRoot("sync")
+	s.downloads("third") // the only one of these that ends by itself
 	all[*starting](s.ear)
 	var resp ciceronepb.StartLxdContainerResponse
 	s.must("StartLxdContainer", &ciceronepb.StartLxdContainerRequest{VmName: vm, ContainerName: "second", Async: true}, &resp)

@@ -214,7 +214,11 @@ func (s *stack) packageKit(d *desktop) {
 func (s *stack) topApplication(d *desktop) {
 	s.t.Helper()
 	t := s.t
-	if app := d.list("au-top", true); app.GetName().GetValues()[0].GetValue() != "The au-top" || app.GetPackageId() == "" {
+	app := d.list("au-top", true)
+	for app.GetPackageId() == "" { // while packages are installed it may take a while to know it
+		app = d.list("au-top", true)
+	}
+	if app.GetName().GetValues()[0].GetValue() != "The au-top" {
 		t.Errorf("the application is %v", app)
 	}
 	if got := s.run("vmc", "app", "list", vm, container); !strings.Contains(got, "au-top") || !strings.Contains(got, "The au-top") {

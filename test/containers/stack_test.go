@@ -248,7 +248,11 @@ func (s *stack) startContainer() *ciceronepb.ContainerStartedSignal {
 	s.t.Helper()
 	var resp ciceronepb.StartLxdContainerResponse
 	s.must("StartLxdContainer", &ciceronepb.StartLxdContainerRequest{VmName: vm, ContainerName: container}, &resp)
-	if resp.Status != ciceronepb.StartLxdContainerResponse_STARTED {
+	switch resp.Status {
+	case ciceronepb.StartLxdContainerResponse_STARTED:
+	case ciceronepb.StartLxdContainerResponse_STARTING: // it takes longer than an answer may
+		await(s.ear, func(m *starting) bool { return m.Status == ciceronepb.LxdContainerStartingSignal_STARTED })
+	default:
 		s.t.Fatalf("StartLxdContainer: %v", &resp)
 	}
 	return await[*ciceronepb.ContainerStartedSignal](s.ear, nil)

@@ -61,9 +61,14 @@ func (b *bed) standIn() *standIn {
 	if err := s.conn.Export(s, dbus.CiceronePath, dbus.CiceroneInterface); err != nil {
 		b.t.Fatal(err)
 	}
-	if reply, err := s.conn.RequestName(dbus.CiceroneName, godbus.NameFlagDoNotQueue); err != nil || reply != godbus.RequestNameReplyPrimaryOwner {
-		b.t.Fatal(reply, err)
-	}
+	// The bus may hear a moment later that the one before has gone.
+	b.await("the name is free", func() bool {
+		reply, err := s.conn.RequestName(dbus.CiceroneName, godbus.NameFlagDoNotQueue)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		return reply == godbus.RequestNameReplyPrimaryOwner
+	})
 	return s
 }
 

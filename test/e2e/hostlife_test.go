@@ -94,8 +94,8 @@ func TestHostLife(t *testing.T) {
 		return resp.FailureReason, resp.Success
 	})
 
-	b.accounts(testbed.Bob)
 	ear = alice.listen()
+	b.accounts(testbed.Bob)
 	ear.expect("x", "VmStopping", "VmStopped")
 	b.gone()
 	b.accounts(testbed.Alice, testbed.Bob)

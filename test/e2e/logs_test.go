@@ -269,6 +269,8 @@ func TestLogDiskFull(t *testing.T) {
 	})
 	alice := b.client(testbed.Alice)
 	alice.start(&pb.StartVmRequest{Name: "x"})
+	// The guest itself says nothing meanwhile.
+	alice.ok("SuspendVm", &pb.SuspendVmRequest{Name: "x"})
 	guest := b.collector()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

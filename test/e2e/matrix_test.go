@@ -33,12 +33,9 @@ func newPolkitBed(t *testing.T) (*bed, *testbed.Polkit) {
 	b := newBedWith(t, testbed.Options{Policies: []string{testbed.PolkitPolicy}})
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	p, err := b.StartPolkit(ctx)
+	p, err := b.StartPolkit(ctx, carolManages)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, b.log)
-	}
-	if err := p.Rules(carolManages); err != nil {
-		t.Fatal(err)
 	}
 	b.startConcierge("--polkit", "required")
 	return b, p

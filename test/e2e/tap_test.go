@@ -170,8 +170,9 @@ func TestTapNetworks(t *testing.T) {
 		t.Errorf("the firewall: %s", f)
 	}
 
+	const long = "Timeout => 60" // for who is to be reached
 	script := strings.Join([]string{
-		n.ask(worldAddress, ""),
+		n.ask(worldAddress, long),
 		n.ask(hostAddress, ""),
 		n.ask(addresses[0].Prev(), ""), // its gateway
 		n.ask(addresses[1], ""),
@@ -197,7 +198,7 @@ func TestTapNetworks(t *testing.T) {
 	b.concierge.Stop(syscall.SIGKILL)
 	h = startHelper()
 	b.startConcierge(args...)
-	if got := alice.rootShell("one", n.ask(worldAddress, "")); got != hostAddress {
+	if got := alice.rootShell("one", n.ask(worldAddress, long)); got != hostAddress {
 		t.Errorf("after a restart a guest sees: %s", got)
 	}
 	alice.stop("one")

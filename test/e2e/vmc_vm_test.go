@@ -183,6 +183,7 @@ func TestVmcLife(t *testing.T) {
 
 	b.concierge.Stop(syscall.SIGKILL)
 	monitor.until(monitor.errs, "has left the bus")
+	follow.until(follow.errs, "has left the bus")
 	b.startConcierge()
 	monitor.until(monitor.errs, "is on the bus")
 	// The log goes on, without what was printed before.

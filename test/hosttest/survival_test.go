@@ -31,10 +31,12 @@ func survivesRestart(t *testing.T, h *host) {
 }
 
 func survivesKill(t *testing.T, h *host) {
-	h.root().run(t, `old=$(systemctl show -P MainPID vm-concierge.service)
+	h.root().run(t, `old=$(systemctl show -P MainPID vm-concierge.service) second=$(systemctl show -P MainPID vm-cicerone.service)
+		anew() {
+			new=$(systemctl show -P MainPID $1) && [ "$new" != 0 ] && [ "$new" != "$2" ] && systemctl is-active --quiet $1
+		}
 		systemctl kill --signal=KILL vm-concierge.service vm-cicerone.service auberge-helper.service
-		until new=$(systemctl show -P MainPID vm-concierge.service) && [ "$new" != 0 ] && [ "$new" != "$old" ] &&
-			systemctl is-active --quiet vm-concierge.service; do sleep 0.2; done`)
+		until anew vm-concierge.service $old && anew vm-cicerone.service $second; do sleep 0.2; done`)
 	bothThere(t, h)
 }
 

@@ -29,8 +29,9 @@ type Polkit struct {
 	cmd *exec.Cmd
 }
 
-// StartPolkit starts it and returns when it answers. Close of the bed ends it.
-func (b *Bed) StartPolkit(ctx context.Context) (*Polkit, error) {
+// StartPolkit starts it with the administrator's own rules, and returns when it
+// answers. Close of the bed ends it.
+func (b *Bed) StartPolkit(ctx context.Context, rules string) (*Polkit, error) {
 	p := &Polkit{bed: b, dir: filepath.Join(b.Dir, "polkit")}
 	src, err := sourceDir()
 	if err != nil {
@@ -61,6 +62,9 @@ func (b *Bed) StartPolkit(ctx context.Context) (*Polkit, error) {
 			return nil, fmt.Errorf("mount %s: %w", dir.at, err)
 		}
 		b.ends = append(b.ends, func() { unix.Unmount(dir.at, unix.MNT_DETACH) })
+	}
+	if err := p.Rules(rules); err != nil {
+		return nil, err
 	}
 	return p, p.Start(ctx)
 }

@@ -86,6 +86,7 @@ type place struct {
 	owner        apps.Owner
 	environ      []string
 	more         []string // directories of data
+	coalesce     time.Duration
 	*apps.Manager
 }
 
@@ -120,7 +121,7 @@ func newPlace(t *testing.T, change ...func(*place)) *place {
 		Log:  slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Host: client, Owner: p.owner, Environ: p.environ,
 		Paths:    apps.Paths{Home: p.home, ConfigHome: p.home + "/.config", DataDirs: append([]string{p.home + "/.local/share", p.system}, p.more...)},
-		Coalesce: 20 * time.Millisecond,
+		Coalesce: max(p.coalesce, 20*time.Millisecond),
 		Retry:    100 * time.Millisecond,
 		Pixmaps:  p.system + "/pixmaps",
 	})

@@ -136,7 +136,7 @@ func TestAConnectionIsKeptUntilTheHostGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	host := used{calls: make(chan string)}
-	face := grpc.NewServer()
+	face := grpc.NewServer(grpc.WaitForHandlers(true))
 	pb.RegisterContainerListenerServer(face, host)
 	served := make(chan struct{})
 	go func() {
