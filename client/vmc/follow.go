@@ -140,8 +140,8 @@ func (f *follower) await(ctx context.Context, w work) error {
 				}
 			}
 		case <-tick.C:
-			if f.at == "" {
-				continue
+			if f.at == "" || len(f.signals) > 0 {
+				continue // what has been said tells more than a look would
 			}
 			if done, err := f.look(calls, w, false); done || err != nil {
 				return err
