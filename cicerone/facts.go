@@ -266,7 +266,11 @@ func (v *vm) debug(ctx context.Context) string {
 	v.s.mu.Lock()
 	fmt.Fprintf(&b, "VM %s of owner %s, CID %d, %s, tremplin ready: %t\n", v.info.Name, v.info.Owner.Word, v.info.CID, v.info.Type, v.ready)
 	for _, o := range v.ops {
-		fmt.Fprintf(&b, "  operation %s of container %s\n", o.kind, o.container)
+		of := ""
+		if o.container != "" {
+			of = " of container " + o.container
+		}
+		fmt.Fprintf(&b, "  operation %s%s\n", o.kind, of)
 	}
 	all := v.sorted()
 	type one struct {

@@ -107,9 +107,18 @@ func (s *Service) StartLxd(ctx context.Context, sub policy.Subject, req *pb.Star
 	if err := v.needContainers(); err != nil {
 		return nil, err
 	}
+	o, fresh, err := v.beginOp(opLxd, "")
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	r, err := v.tremplin.StartLxd(ctx, &tpb.StartLxdRequest{ResetLxdDb: req.GetResetLxdDb()})
+	if err == nil && r.GetStatus() == tpb.StartLxdResponse_STARTING {
+		v.accepted(o)
+	} else if fresh {
+		v.forgetOp(o)
+	}
 	if err != nil {
 		return nil, wire.Explain("start the container manager", err)
 	}

@@ -15,11 +15,12 @@ import (
 	"github.com/auberge-vm/auberge/vsock"
 )
 
-// An opKind is what an operation does. tremplin does those on containers,
-// garcon those inside one.
+// An opKind is what an operation does. tremplin does those on containers and
+// starts their manager, garcon does those inside one.
 type opKind string
 
 const (
+	opLxd       opKind = "start-lxd" // of no container
 	opCreate    opKind = "create"
 	opDelete    opKind = "delete"
 	opStart     opKind = "start"
@@ -96,11 +97,25 @@ func (v *vm) beginOp(kind opKind, container string) (o *operation, fresh bool, e
 	if len(v.ops) >= maxOperations {
 		return nil, false, fmt.Errorf("VM %q has %d operations going on, the most that may", v.info.Name, maxOperations)
 	}
-	o = newOperation(kind, container)
-	v.ops[k] = o
+	return v.addOp(kind, container), true, nil
+}
+
+// addOp makes an operation; mu is held.
+func (v *vm) addOp(kind opKind, container string) *operation {
+	o := newOperation(kind, container)
+	v.ops[o.key()] = o
 	v.saveSoon()
 	v.s.beginLocked(func() { v.watch(o) })
-	return o, true, nil
+	return o
+}
+
+// forgetOp takes an operation back of which nobody has heard.
+func (v *vm) forgetOp(o *operation) {
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	if !o.begun {
+		v.endOp(o, nil, "", nil)
+	}
 }
 
 // op returns an operation of which the guest reports; mu is held. What nobody
@@ -193,6 +208,8 @@ func (v *vm) endOps(match func(*operation) bool, why string) {
 func (v *vm) failure(o *operation, why string) (string, proto.Message) {
 	n, w := v.info.Name, v.info.Owner.Word
 	switch o.kind {
+	case opLxd:
+		return SignalStartLxdProgress, v.lxdSignal(pb.StartLxdProgressSignal_FAILED, why)
 	case opCreate:
 		return SignalLxdContainerCreated, &pb.LxdContainerCreatedSignal{VmName: n, ContainerName: o.container, OwnerId: w,
 			Status: pb.LxdContainerCreatedSignal_FAILED, FailureReason: why}
@@ -305,6 +322,13 @@ func (v *vm) conclude(o *operation) {
 	}
 	ctx, cancel := context.WithTimeout(v.ctx, callTimeout)
 	defer cancel()
+	if o.kind == opLxd {
+		r, err := v.tremplin.StartLxd(ctx, &tpb.StartLxdRequest{})
+		if err == nil && r.GetStatus() == tpb.StartLxdResponse_ALREADY_RUNNING {
+			v.reportLxd(tpb.StartLxdProgress_STARTED, "")
+		}
+		return
+	}
 	r, err := v.tremplin.GetContainerInfo(ctx, &tpb.GetContainerInfoRequest{ContainerName: o.container})
 	if err != nil {
 		return

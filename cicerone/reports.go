@@ -143,25 +143,55 @@ func (l tremplinListener) UpdateStartLxdStatus(_ context.Context, r *tpb.StartLx
 	if err := l.allowed(); err != nil {
 		return nil, err
 	}
-	v, why := l.v, wire.Words(r.GetFailureReason())
+	l.v.reportLxd(r.GetStatus(), wire.Words(r.GetFailureReason()))
+	return done, l.v.told()
+}
+
+// reportLxd tells how far a start of the container manager is. tremplin also
+// starts it unasked, when it was started anew itself.
+func (v *vm) reportLxd(status tpb.StartLxdProgress_Status, why string) {
 	v.s.mu.Lock()
-	var st pb.StartLxdProgressSignal_Status
-	switch r.GetStatus() {
+	defer v.s.mu.Unlock()
+	if v.gone {
+		return
+	}
+	o := v.ops[opKey{opLxd, ""}]
+	st, goesOn := pb.StartLxdProgressSignal_UNKNOWN, false
+	var err error
+	switch status {
 	case tpb.StartLxdProgress_STARTING:
-		st = pb.StartLxdProgressSignal_STARTING
+		st, goesOn = pb.StartLxdProgressSignal_STARTING, true
 	case tpb.StartLxdProgress_RECOVERING:
-		st = pb.StartLxdProgressSignal_RECOVERING
+		st, goesOn = pb.StartLxdProgressSignal_RECOVERING, true
 	case tpb.StartLxdProgress_STARTED:
 		st = pb.StartLxdProgressSignal_STARTED
 		v.lxdStarts++
 	case tpb.StartLxdProgress_FAILED:
 		st = pb.StartLxdProgressSignal_FAILED
+		err = errors.New("the container manager did not start: " + why)
 		v.lxdErr, v.lxdFails = why, v.lxdFails+1
+	default:
+		v.log.Debug("the start of the container manager is in no state that is known", "state", int32(status))
+		return
 	}
-	v.emit(SignalStartLxdProgress, &pb.StartLxdProgressSignal{VmName: v.info.Name, OwnerId: v.info.Owner.Word, Status: st, FailureReason: why})
+	if goesOn && o == nil {
+		o = v.addOp(opLxd, "")
+	}
+	if o != nil {
+		o.last = time.Now()
+		o.mark()
+		o.accepted = true
+	}
+	if o != nil && !goesOn {
+		v.endOp(o, err, SignalStartLxdProgress, v.lxdSignal(st, why))
+		return
+	}
+	v.emit(SignalStartLxdProgress, v.lxdSignal(st, why))
 	v.notice()
-	v.s.mu.Unlock()
-	return done, nil
+}
+
+func (v *vm) lxdSignal(st pb.StartLxdProgressSignal_Status, why string) *pb.StartLxdProgressSignal {
+	return &pb.StartLxdProgressSignal{VmName: v.info.Name, OwnerId: v.info.Owner.Word, Status: st, FailureReason: why}
 }
 
 func (l tremplinListener) UpdateCreateStatus(_ context.Context, r *tpb.ContainerCreationProgress) (*tpb.EmptyMessage, error) {

@@ -151,6 +151,20 @@ func (s *stack) afterwards() {
 	s.t.Helper()
 	t := s.t
 	s.startVM()
+	// Its manager of containers is killed with it once more.
+	all[*ciceronepb.StartLxdProgressSignal](s.ear)
+	var lxd ciceronepb.StartLxdResponse
+	s.must("StartLxd", &ciceronepb.StartLxdRequest{VmName: vm}, &lxd)
+	if lxd.Status != ciceronepb.StartLxdResponse_STARTING {
+		t.Errorf("StartLxd: %v", &lxd)
+	}
+	s.killVM()
+	if end := await(s.ear, func(p *ciceronepb.StartLxdProgressSignal) bool {
+		return p.Status == ciceronepb.StartLxdProgressSignal_STARTED || p.Status == ciceronepb.StartLxdProgressSignal_FAILED
+	}); end.Status != ciceronepb.StartLxdProgressSignal_FAILED || end.FailureReason == "" {
+		t.Errorf("the start of the manager of containers: %v", end)
+	}
+	s.startVM()
 	// Its agent has reported again to each daemon that was started anew.
 	all[*ciceronepb.ContainerStartedSignal](s.ear)
 	s.startContainer()
