@@ -311,6 +311,8 @@ type fakeTremplin struct {
 	calls   []proto.Message
 	// zoneErr is what SetTimezone fails with.
 	zoneErr error
+	// lxdAsked hears of each StartLxd, which is answered when lxdHold is closed.
+	lxdAsked, lxdHold chan struct{}
 }
 
 func newTremplin(m *machine) *fakeTremplin {
@@ -353,8 +355,22 @@ func (f *fakeTremplin) set(change func()) {
 func (f *fakeTremplin) StartLxd(_ context.Context, r *tpb.StartLxdRequest) (*tpb.StartLxdResponse, error) {
 	f.note(r)
 	f.mu.Lock()
+	asked, hold := f.lxdAsked, f.lxdHold
+	f.mu.Unlock()
+	if asked != nil {
+		asked <- struct{}{}
+		<-hold
+	}
+	f.mu.Lock()
 	defer f.mu.Unlock()
 	return &tpb.StartLxdResponse{Status: f.lxd}, nil
+}
+
+// holdLxd lets StartLxd be answered only when hold is closed.
+func (f *fakeTremplin) holdLxd() (asked <-chan struct{}, hold chan<- struct{}) {
+	a, h := make(chan struct{}, 2), make(chan struct{})
+	f.set(func() { f.lxdAsked, f.lxdHold = a, h })
+	return a, h
 }
 
 func (f *fakeTremplin) CreateContainer(_ context.Context, r *tpb.CreateContainerRequest) (*tpb.CreateContainerResponse, error) {

@@ -164,8 +164,11 @@ func TestContainerManagerIsStarted(t *testing.T) {
 		}
 	})
 	eventually(t, "the container manager is asked to start", func() bool { return last[*tpb.StartLxdRequest](f) != nil })
-	must(t)(m.tremplin.UpdateStartLxdStatus(t.Context(), &tpb.StartLxdProgress{Status: tpb.StartLxdProgress_FAILED, FailureReason: "no disk"}))
+	for _, st := range []tpb.StartLxdProgress_Status{tpb.StartLxdProgress_STARTING, tpb.StartLxdProgress_FAILED} {
+		must(t)(m.tremplin.UpdateStartLxdStatus(t.Context(), &tpb.StartLxdProgress{Status: st, FailureReason: "no disk"}))
+	}
 	calls.Wait()
+	next[*pb.StartLxdProgressSignal](w, "StartLxdProgress")
 	next[*pb.StartLxdProgressSignal](w, "StartLxdProgress")
 	w.quiet()
 }

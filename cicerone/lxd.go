@@ -115,7 +115,7 @@ func (s *Service) StartLxd(ctx context.Context, sub policy.Subject, req *pb.Star
 	defer cancel()
 	r, err := v.tremplin.StartLxd(ctx, &tpb.StartLxdRequest{ResetLxdDb: req.GetResetLxdDb()})
 	if err == nil && r.GetStatus() == tpb.StartLxdResponse_STARTING {
-		v.accepted(o)
+		v.lxdGoesOn(o)
 	} else if fresh {
 		v.forgetOp(o)
 	}
@@ -132,6 +132,23 @@ func (s *Service) StartLxd(ctx context.Context, sub policy.Subject, req *pb.Star
 		resp.Status = pb.StartLxdResponse_FAILED
 	}
 	return resp, nil
+}
+
+// lxdGoesOn says that a start goes on, also when who began to ask for it has
+// gone meanwhile.
+func (v *vm) lxdGoesOn(o *operation) {
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	if now := v.ops[o.key()]; now != nil {
+		o = now
+	} else if !o.begun && !v.gone {
+		o = v.addOp(opLxd, "")
+	} else {
+		return // its end was told already
+	}
+	o.mark()
+	o.accepted = true
+	v.saveSoon()
 }
 
 // answered waits until an operation has begun or ended, but not too long.

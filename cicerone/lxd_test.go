@@ -1,6 +1,8 @@
 package cicerone_test
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -57,6 +59,7 @@ func TestStartOfTheContainerManagerEnds(t *testing.T) {
 			must(t)(m.tremplin.TremplinReady(t.Context(), &tpb.TremplinStartupInfo{}))
 			w.lxd(failed, "started anew")
 			next[*pb.TremplinStartedSignal](w, "TremplinStarted")
+			report(t, m, tpb.StartLxdProgress_STARTED) // the one before had said so
 			report(t, m, tpb.StartLxdProgress_STARTING)
 			w.lxd(starting, "")
 			report(t, m, tpb.StartLxdProgress_STARTED)
@@ -66,6 +69,48 @@ func TestStartOfTheContainerManagerEnds(t *testing.T) {
 			startLxd(t, s, pb.StartLxdResponse_STARTING)
 			f.set(func() { f.lxd = tpb.StartLxdResponse_ALREADY_RUNNING })
 			w.lxd(started, "")
+			report(t, m, tpb.StartLxdProgress_STARTED) // it was late only
+		}},
+		"its word is repeated, as the answer took too long": {nil, func(t *testing.T, w *world, s *cicerone.Service, m *machine, f *fakeTremplin) {
+			startLxd(t, s, pb.StartLxdResponse_STARTING)
+			release := cicerone.HoldSaves(s, 33)
+			ctx, cancel := context.WithCancel(t.Context())
+			answered := make(chan error, 1)
+			go func() {
+				_, err := m.tremplin.UpdateStartLxdStatus(ctx, &tpb.StartLxdProgress{Status: tpb.StartLxdProgress_STARTED})
+				answered <- err
+			}()
+			w.lxd(started, "")
+			cancel()
+			<-answered
+			release()
+			report(t, m, tpb.StartLxdProgress_STARTED)
+		}},
+		"who began to ask goes away": {nil, func(t *testing.T, w *world, s *cicerone.Service, m *machine, f *fakeTremplin) {
+			asked, hold := f.holdLxd()
+			ctx, cancel := context.WithCancel(t.Context())
+			first, second := make(chan error, 1), make(chan error, 1)
+			ask := func(ctx context.Context, answer chan<- error) {
+				r, err := s.StartLxd(ctx, subject(), &pb.StartLxdRequest{VmName: "termina"})
+				if err == nil && r.Status != pb.StartLxdResponse_STARTING {
+					err = errors.New(r.String())
+				}
+				answer <- err
+			}
+			go ask(ctx, first)
+			<-asked
+			go ask(t.Context(), second)
+			<-asked
+			cancel()
+			if err := <-first; err == nil {
+				t.Error("the first one is answered")
+			}
+			close(hold)
+			if err := <-second; err != nil {
+				t.Error(err)
+			}
+			must(t)(s.NotifyVmStopped(t.Context(), subject(), &pb.NotifyVmStoppedRequest{VmName: "termina"}))
+			w.lxd(failed, "stopped")
 		}},
 		"the service is started anew": {nil, func(t *testing.T, w *world, s *cicerone.Service, m *machine, f *fakeTremplin) {
 			startLxd(t, s, pb.StartLxdResponse_STARTING)

@@ -325,7 +325,7 @@ func (v *vm) conclude(o *operation) {
 	if o.kind == opLxd {
 		r, err := v.tremplin.StartLxd(ctx, &tpb.StartLxdRequest{})
 		if err == nil && r.GetStatus() == tpb.StartLxdResponse_ALREADY_RUNNING {
-			v.reportLxd(tpb.StartLxdProgress_STARTED, "")
+			v.reportLxd(o, tpb.StartLxdProgress_STARTED, "")
 		}
 		return
 	}

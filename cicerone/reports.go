@@ -143,19 +143,20 @@ func (l tremplinListener) UpdateStartLxdStatus(_ context.Context, r *tpb.StartLx
 	if err := l.allowed(); err != nil {
 		return nil, err
 	}
-	l.v.reportLxd(r.GetStatus(), wire.Words(r.GetFailureReason()))
+	l.v.reportLxd(nil, r.GetStatus(), wire.Words(r.GetFailureReason()))
 	return done, l.v.told()
 }
 
-// reportLxd tells how far a start of the container manager is. tremplin also
-// starts it unasked, when it was started anew itself.
-func (v *vm) reportLxd(status tpb.StartLxdProgress_Status, why string) {
+// reportLxd tells how far a start of the container manager is, when need be only
+// the one that was looked after. tremplin also starts it unasked, when it was
+// started anew itself.
+func (v *vm) reportLxd(only *operation, status tpb.StartLxdProgress_Status, why string) {
 	v.s.mu.Lock()
 	defer v.s.mu.Unlock()
-	if v.gone {
+	o := v.ops[opKey{opLxd, ""}]
+	if v.gone || only != nil && o != only {
 		return
 	}
-	o := v.ops[opKey{opLxd, ""}]
 	st, goesOn := pb.StartLxdProgressSignal_UNKNOWN, false
 	var err error
 	switch status {
@@ -177,17 +178,19 @@ func (v *vm) reportLxd(status tpb.StartLxdProgress_Status, why string) {
 	if goesOn && o == nil {
 		o = v.addOp(opLxd, "")
 	}
-	if o != nil {
-		o.last = time.Now()
-		o.mark()
-		o.accepted = true
-	}
-	if o != nil && !goesOn {
-		v.endOp(o, err, SignalStartLxdProgress, v.lxdSignal(st, why))
+	if o == nil {
+		v.notice() // its end was told already
 		return
 	}
-	v.emit(SignalStartLxdProgress, v.lxdSignal(st, why))
-	v.notice()
+	o.last = time.Now()
+	o.mark()
+	o.accepted = true
+	if goesOn {
+		v.emit(SignalStartLxdProgress, v.lxdSignal(st, why))
+		v.notice()
+	} else {
+		v.endOp(o, err, SignalStartLxdProgress, v.lxdSignal(st, why))
+	}
 }
 
 func (v *vm) lxdSignal(st pb.StartLxdProgressSignal_Status, why string) *pb.StartLxdProgressSignal {

@@ -36,7 +36,7 @@ type follower struct {
 // follow begins to listen. The session is vm_cicerone's; the follower ends
 // with its connection.
 func (a *app) follow(ctx context.Context, s *session, vm string) (*follower, error) {
-	f := &follower{s: s, vm: vm, owner: a.ownerWord(), signals: make(chan *godbus.Signal)}
+	f := &follower{s: s, vm: vm, owner: a.ownerWord(), signals: make(chan *godbus.Signal, 16)}
 	s.conn.Signal(f.signals)
 	if err := s.match(ctx); err != nil {
 		return nil, err

@@ -64,20 +64,27 @@ func (s *Server) beginLxd(reset bool) (*lxdStart, pb.StartLxdResponse_Status) {
 				reset = true
 			} else {
 				s.lxd.starting, s.lxd.started = nil, start.err == nil
+				s.lxdEnded(start.err) // before the next one may begin
 			}
 			s.lxd.mu.Unlock()
 		}
 		if start.err != nil {
 			s.log.Error("Incus did not start", "err", start.err)
-			s.host.startLxd(pb.StartLxdProgress_FAILED, start.err.Error())
 		} else {
 			s.log.Info("Incus is ready", "after", time.Since(begun).Round(time.Millisecond))
-			s.host.startLxd(pb.StartLxdProgress_STARTED, "")
 			s.states.wake()
 		}
 		close(start.done)
 	})
 	return start, pb.StartLxdResponse_STARTING
+}
+
+func (s *Server) lxdEnded(err error) {
+	if err != nil {
+		s.host.startLxd(pb.StartLxdProgress_FAILED, err.Error())
+	} else {
+		s.host.startLxd(pb.StartLxdProgress_STARTED, "")
+	}
 }
 
 func (s *Server) tryLxd(reset bool) error {

@@ -27,7 +27,7 @@ func (o *outbox) announce() {
 }
 
 func (o *outbox) startLxd(s pb.StartLxdProgress_Status, reason string) {
-	tell(o, s == pb.StartLxdProgress_STARTED || s == pb.StartLxdProgress_FAILED, "", "UpdateStartLxdStatus "+s.String(), &pb.StartLxdProgress{Status: s, FailureReason: clip(reason)}, pb.TremplinListenerClient.UpdateStartLxdStatus)
+	tell(o, true, "", "UpdateStartLxdStatus "+s.String(), &pb.StartLxdProgress{Status: s, FailureReason: clip(reason)}, pb.TremplinListenerClient.UpdateStartLxdStatus)
 }
 
 func (o *outbox) create(name string, s pb.ContainerCreationProgress_Status, percent int32, reason string) {

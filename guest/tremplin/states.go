@@ -123,7 +123,13 @@ func (t *states) reconcile(ctx context.Context) error {
 		t.tell(name)
 	}
 	for _, name := range idle {
-		t.s.host.shutdown(name)
+		// The list may have taken long, and what is started now is told anyway.
+		if t.s.jobs.is(name, jobStart) {
+			continue
+		}
+		if i, err := t.s.incus.Instance(ctx, name); err == nil && i.Status == incus.Stopped {
+			t.s.host.shutdown(name)
+		}
 	}
 	return err
 }

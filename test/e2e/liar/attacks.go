@@ -164,8 +164,10 @@ func reports([]string) error {
 		}
 	}
 	// Whoever has heard of this has heard of all before it.
-	if _, err := h.UpdateStartLxdStatus(ctx, &tpb.StartLxdProgress{Status: tpb.StartLxdProgress_STARTED}); err != nil {
-		say("a start of the container manager", err)
+	for _, status := range []tpb.StartLxdProgress_Status{tpb.StartLxdProgress_STARTING, tpb.StartLxdProgress_STARTED} {
+		if _, err := h.UpdateStartLxdStatus(ctx, &tpb.StartLxdProgress{Status: status}); err != nil {
+			say("a start of the container manager", err)
+		}
 	}
 	var refused atomic.Int64
 	many(2000, func() {
