@@ -32,6 +32,9 @@ const (
 	opAnsible   opKind = "ansible"
 )
 
+// moves says whether it may have a stream.
+func (k opKind) moves() bool { return k == opExport || k == opImport }
+
 func (k opKind) ofAgent() bool { return k == opInstall || k == opUninstall || k == opAnsible }
 
 const (
@@ -317,7 +320,7 @@ func (v *vm) listens(o *operation) (there, sure bool) {
 // conclude ends an operation of which no end was heard, when its result is
 // there.
 func (v *vm) conclude(o *operation) {
-	if o.kind.ofAgent() || o.kind == opExport || o.kind == opImport {
+	if o.kind.ofAgent() || o.kind.moves() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(v.ctx, callTimeout)

@@ -435,6 +435,9 @@ func (v *vm) reportTransfer(kind opKind, name, signal string, sig proto.Message,
 	default:
 		if kind == opImport && err == nil {
 			v.named(name)
+		} else if o.lost {
+			err = errors.New(lostWhy)
+			signal, sig = v.failure(o, lostWhy)
 		}
 		v.endOp(o, err, signal, sig)
 	}

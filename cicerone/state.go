@@ -89,7 +89,7 @@ func (v *vm) snapshot() record {
 			Watches: slices.Sorted(maps.Keys(c.watches))})
 	}
 	for _, o := range v.ops {
-		r.Operations = append(r.Operations, opRecord{Kind: o.kind, Container: o.container, UUID: o.uuid, Ends: o.stream != nil || !o.accepted})
+		r.Operations = append(r.Operations, opRecord{Kind: o.kind, Container: o.container, UUID: o.uuid, Ends: o.stream != nil || o.lost || !o.accepted})
 	}
 	return r
 }

@@ -30,6 +30,38 @@ func (v *vm) streamFailed(o *operation, st *stream, err error) {
 	v.cancelTransfer(ctx, o.kind, o.container)
 }
 
+const (
+	lostWhy   = "vm_cicerone was started anew in the middle of it"
+	lostPause = time.Second
+)
+
+// endLost ends an export or import whose stream went with an earlier run of this
+// service. tremplin may not notice: vhost-device-vsock does not tell a guest that
+// is about to write that nobody reads any more. It is told, however long that
+// takes, and only then is the container free for the next try.
+func (v *vm) endLost(o *operation) {
+	pause := time.NewTicker(lostPause)
+	defer pause.Stop()
+	for {
+		ctx, cancel := context.WithTimeout(v.ctx, callTimeout)
+		found, err := v.cancelTransfer(ctx, o.kind, o.container)
+		cancel()
+		if err == nil {
+			if !found || !v.endsWithin(o, streamCancel) {
+				v.fail(o, errors.New(lostWhy))
+			}
+			return
+		}
+		select {
+		case <-o.done:
+			return
+		case <-v.ctx.Done():
+			return
+		case <-pause.C:
+		}
+	}
+}
+
 // endsWithin waits for the end of an operation, or of its VM.
 func (v *vm) endsWithin(o *operation, limit time.Duration) bool {
 	t := time.NewTimer(limit)

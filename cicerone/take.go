@@ -289,7 +289,12 @@ func (v *vm) isStopping() bool {
 // tremplin too.
 func (v *vm) lookAround(probe bool) {
 	v.s.mu.Lock()
-	v.endOps(func(o *operation) bool { return o.lost }, "vm_cicerone was started anew in the middle of it")
+	v.endOps(func(o *operation) bool { return o.lost && !o.kind.moves() }, lostWhy)
+	for _, o := range v.ops {
+		if o.lost {
+			v.s.beginLocked(func() { v.endLost(o) })
+		}
+	}
 	var running []*container
 	for _, c := range v.sorted() {
 		if c.running {
