@@ -193,6 +193,9 @@ func (s *session) run(ctx context.Context) (int, error) {
 		end = outcome{ExitLost, context.Cause(ctx)}
 	}
 	cancel()
+	if end.err != nil {
+		s.hangUp()
+	}
 	s.conn.Close()
 	in.interrupt()
 	workers.Wait()
@@ -203,6 +206,19 @@ func (s *session) run(ctx context.Context) (int, error) {
 		panic(p)
 	}
 	return end.code, end.err
+}
+
+// hangUp prepares the stream to be closed before its process has exited.
+// vhost-device-vsock 0.3.0 does not tell a guest that is in the middle of a write
+// that the host's end has closed, and its program would stand there for ever: so
+// the guest hears first that nothing more comes, and what it has written already
+// is taken.
+func (s *session) hangUp() {
+	w, ok := s.conn.(interface{ CloseWrite() error })
+	if !ok || w.CloseWrite() != nil || s.conn.SetReadDeadline(time.Now().Add(flushTime)) != nil {
+		return
+	}
+	io.Copy(io.Discard, s.conn)
 }
 
 // start runs a worker, whose panic becomes Run's, so that the terminal is

@@ -83,6 +83,7 @@ func TestVshStreams(t *testing.T) {
 		t.Logf("%d MiB in %v", bulk>>20, time.Since(began))
 	})
 	t.Run("slow reader", func(t *testing.T) { slowReader(t, b, alice) })
+	t.Run("pager", func(t *testing.T) { readerLeaves(t, b, alice) })
 	t.Run("exit", func(t *testing.T) { lastBytes(t, b) })
 	t.Run("many commands", func(t *testing.T) { manyCommands(t, b, alice) })
 	alice.stop("x")
@@ -118,6 +119,37 @@ func slowReader(t *testing.T, b *bed, alice *client) {
 	if err := cmd.Wait(); err != nil || len(more) > 0 || got != sumOf(t, &counting{}, size) {
 		t.Errorf("%v: %d bytes too many, or the sum is wrong", err, len(more))
 	}
+}
+
+// readerLeaves: a command of which nobody wants to read more ends, also when it
+// waits to write.
+func readerLeaves(t *testing.T, b *bed, alice *client) {
+	cmd := b.Command(testbed.Alice, "vsh", "x", "--", "yes", "a line of many")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	before := ""
+	eventually(t, "the command waits", func() (string, bool) {
+		now := alice.rootShell("x", "grep wchar /proc/$(pidof yes)/io")
+		stands := now == before
+		before = now
+		return now, stands
+	})
+	out.Close()
+	if code := exitCode(cmd.Wait()); code != 141 {
+		t.Errorf("code %d", code)
+	}
+	eventually(t, "the command has ended", func() (string, bool) {
+		left := alice.rootShell("x", "pidof yes || :")
+		return left, left == ""
+	})
 }
 
 // lastBytes: what a command writes just before it ends arrives before its code.
