@@ -40,8 +40,6 @@ const (
 // is about to write that nobody reads any more. It is told, however long that
 // takes, and only then is the container free for the next try.
 func (v *vm) endLost(o *operation) {
-	pause := time.NewTicker(lostPause)
-	defer pause.Stop()
 	for {
 		ctx, cancel := context.WithTimeout(v.ctx, callTimeout)
 		found, err := v.cancelTransfer(ctx, o.kind, o.container)
@@ -52,12 +50,8 @@ func (v *vm) endLost(o *operation) {
 			}
 			return
 		}
-		select {
-		case <-o.done:
+		if v.endsWithin(o, lostPause) {
 			return
-		case <-v.ctx.Done():
-			return
-		case <-pause.C:
 		}
 	}
 }
