@@ -142,6 +142,14 @@ func (c *Conn) renew(failed *grpc.ClientConn) {
 	}
 }
 
+// renewed says whether another call has had a connection renewed: gRPC tells that
+// the others on it were cancelled.
+func (c *Conn) renewed(open *grpc.ClientConn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.closed && c.open != open
+}
+
 // unreached says whether a call was unavailable because the agent was not reached.
 // gRPC fails the call a moment before it tells so of the connection.
 func unreached(ctx context.Context, conn *grpc.ClientConn) bool {
@@ -178,6 +186,9 @@ func (c *Conn) Invoke(ctx context.Context, method string, args, reply any, opts 
 	defer c.giveBack()
 	began := time.Now()
 	err = open.Invoke(ctx, method, args, reply, opts...)
+	if status.Code(err) == codes.Canceled && ctx.Err() == nil && c.renewed(open) {
+		err = status.Error(codes.Unavailable, "another call at the same time did not reach it")
+	}
 	code := status.Code(err)
 	if code == codes.Unavailable && unreached(ctx, open) {
 		c.renew(open)

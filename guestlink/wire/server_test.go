@@ -2,6 +2,7 @@ package wire_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -212,5 +213,32 @@ func TestConnReachesWhatComesUp(t *testing.T) {
 	defer s.Close()
 	if _, err := c.CheckMetricsConsent(t.Context(), &vmtoolspb.EmptyMessage{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// Of calls at the same time that do not reach an agent, each is told so.
+func TestConnTellsEachCall(t *testing.T) {
+	for range 50 {
+		dialed := make(chan struct{})
+		conn := &wire.Conn{MaxMessage: 1 << 20, Dial: func(context.Context) (net.Conn, error) {
+			<-dialed
+			return nil, errors.New("nobody is there")
+		}}
+		c := pb.NewCrashListenerClient(conn)
+		ended := make(chan error)
+		const calls = 8
+		for range calls {
+			go func() {
+				_, err := c.CheckMetricsConsent(t.Context(), &vmtoolspb.EmptyMessage{})
+				ended <- err
+			}()
+		}
+		close(dialed)
+		for range calls {
+			if err := <-ended; status.Code(err) != codes.Unavailable {
+				t.Error(err)
+			}
+		}
+		conn.Close()
 	}
 }
